@@ -1,0 +1,177 @@
+"""What to remove where: stages, plans and the named strategies.
+
+Layers are numbered from 0. A stage with `layer=P` removes image tokens after decoder layer P, so layers 0 … P see all
+that was there before and layers P+1 … L-1 run on the shorter sequence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from lmms_textweighted.errors import PlanError
+from lmms_textweighted.scorers import RANDOM, SCORERS
+
+DEFAULT_STRATEGY = "text_weighted"
+DEFAULT_LAYER = 2
+DEFAULT_KEEP_TOKENS = 192
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One removal.
+
+    scorer: a name in `scorers.SCORERS`, or `random`.
+    layer: image tokens leave after this decoder layer.
+    keep_tokens: how many tokens of each image stay (0 removes them all), or
+    keep_ratio: which share of each image's tokens *before this stage* stays, in (0, 1], rounded down, at least 1.
+    score_layer: the layer whose attention is scored; `layer` itself when None.
+
+    Raises PlanError when the values make no stage.
+    """
+
+    scorer: str
+    layer: int
+    keep_tokens: int | None = None
+    keep_ratio: float | None = None
+    score_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scorer != RANDOM and self.scorer not in SCORERS:
+            raise PlanError(_unknown("scorer", self.scorer, [*SCORERS, RANDOM]))
+        if not _is_int(self.layer) or self.layer < 0:
+            raise PlanError(f"pruning layer is {self.layer!r}: give a decoder layer's number, counted from 0")
+        if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer):
+            raise PlanError(f"score_layer is {self.score_layer!r}: give a layer from 0 to the pruning layer {self.layer}")
+        if (self.keep_tokens is None) == (self.keep_ratio is None):
+            raise PlanError(
+                f"keep_tokens is {self.keep_tokens!r} and keep_ratio is {self.keep_ratio!r}: give exactly one of them"
+            )
+        if self.keep_tokens is not None and not (_is_int(self.keep_tokens) and self.keep_tokens >= 0):
+            raise PlanError(f"keep_tokens is {self.keep_tokens!r}: give a whole number of at least 0")
+        if self.keep_ratio is not None and not (_is_number(self.keep_ratio) and 0 < self.keep_ratio <= 1):
+            raise PlanError(f"keep_ratio is {self.keep_ratio!r}: give a number above 0 and at most 1")
+
+    @property
+    def scored_at(self) -> int:
+        """The layer whose attention is scored."""
+        return self.layer if self.score_layer is None else self.score_layer
+
+    def keep(self, image_tokens: int) -> int:
+        """How many of an image's `image_tokens` tokens stay. Raises PlanError when there are not that many."""
+        if self.keep_tokens is None:
+            assert self.keep_ratio is not None
+            return max(1, math.floor(self.keep_ratio * image_tokens))
+        if self.keep_tokens > image_tokens:
+            raise PlanError(
+                f"keep_tokens is {self.keep_tokens}, but the image has {image_tokens} tokens before layer "
+                f"{self.layer}: give at most {image_tokens}"
+            )
+        return self.keep_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A named list of stages, in the order in which the layers run. No stages: nothing is removed.
+
+    Raises PlanError when a stage would be scored before the stage in front of it has taken effect.
+    """
+
+    name: str
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, after in zip(self.stages, self.stages[1:], strict=False):
+            if after.scored_at <= before.layer:
+                raise PlanError(
+                    f"plan {self.name!r}: a stage is scored on layer {after.scored_at}, not above layer "
+                    f"{before.layer} of the stage in front of it: order the stages by layer"
+                )
+
+    def check(self, num_layers: int, image_tokens: int | None = None) -> None:
+        """Raise PlanError when the plan does not fit a decoder of `num_layers` layers.
+
+        `image_tokens` is the number of tokens of one image, where it is the same for every input.
+        """
+        for stage in self.stages:
+            if stage.layer > num_layers - 2:
+                raise PlanError(
+                    f"pruning layer is {stage.layer}, but the model has {num_layers} decoder layers (0 to "
+                    f"{num_layers - 1}): give one from 0 to {num_layers - 2}, so that a layer after it runs shorter"
+                )
+            if image_tokens is not None:
+                image_tokens = stage.keep(image_tokens)
+
+    def to_dict(self) -> dict:
+        """The plan as plain data, for logs, result files and hashes."""
+        return {
+            "strategy": self.name,
+            "stages": [
+                {
+                    "scorer": stage.scorer,
+                    "scored_at": stage.scored_at,
+                    "leave_after": stage.layer,
+                    "keep_tokens": stage.keep_tokens,
+                    "keep_ratio": stage.keep_ratio,
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+NONE = Plan("none")
+
+# Strategy name -> (scorer, pruning layer that the name itself fixes).
+STRATEGIES: dict[str, tuple[str | None, int | None]] = {
+    "text_weighted": ("text_weighted", None),
+    "text_weighted_debiased": ("text_weighted_debiased", None),
+    "fastv": ("last_row", None),
+    # FastV's paper counts layers from 1 and removes before layer K + 1: its K=2 leaves after layer 1 here.
+    "fastv_k2": ("last_row", 1),
+    "random": (RANDOM, None),
+    "none": (None, None),
+}
+
+
+def make_plan(
+    strategy: str = DEFAULT_STRATEGY,
+    *,
+    pruning_layer: int | None = None,
+    keep_tokens: int | None = None,
+    keep_ratio: float | None = None,
+) -> Plan:
+    """The plan of a named strategy.
+
+    Without `keep_tokens` and `keep_ratio`, 192 tokens of each image stay; without `pruning_layer`, they leave after
+    layer 2, or where the strategy's own name says. `none` removes nothing, whatever else is given.
+
+    Raises PlanError for an unknown name (with the nearest one), for both kinds of budget at once, for a budget below
+    one token or a ratio outside (0, 1], and for a layer that contradicts the strategy's.
+    """
+    if strategy not in STRATEGIES:
+        raise PlanError(_unknown("strategy", strategy, list(STRATEGIES)))
+    scorer, fixed_layer = STRATEGIES[strategy]
+    if keep_tokens is not None and not (_is_int(keep_tokens) and keep_tokens >= 1):
+        raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 1")
+    if keep_tokens is None and keep_ratio is None:
+        keep_tokens = DEFAULT_KEEP_TOKENS
+    if fixed_layer is not None and pruning_layer not in (None, fixed_layer):
+        raise PlanError(f"pruning_layer is {pruning_layer}, but {strategy} prunes after layer {fixed_layer}: leave it out")
+    if pruning_layer is None:
+        pruning_layer = DEFAULT_LAYER if fixed_layer is None else fixed_layer
+    stage = Stage(scorer or "last_row", pruning_layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)
+    return NONE if scorer is None else Plan(strategy, (stage,))
+
+
+def _unknown(kind: str, name: object, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    return f"unknown {kind} {name!r}: did you mean {nearest[0]!r}? Known: {', '.join(known)}"
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,126 @@
+"""Training batches for the embedded model: several conversations on one picture, packed into one sequence.
+
+The picture and the system prompt stand once at the front; every conversation sees them and itself, never a neighbour,
+and its positions go on from the picture as if it stood there alone. So ten answers cost little more than one.
+Everything in a batch follows from (seed, stage, step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lmms_textweighted.prompts import SHORT_ANSWER_PROMPT, SINGLE_PREDICTION_PROMPT, VICUNA_SYSTEM
+from lmms_textweighted.tiny import questions, scenes
+from lmms_textweighted.tiny.architecture import CAPTION_PROMPT, MATCH_PROMPT
+
+NUM_PATCHES = scenes.GRID**2
+
+
+@dataclass
+class Batch:
+    """`P` pictures, each with a prefix of `prefix` system tokens and `I` image tokens, then packed conversations.
+
+    pixels [P, 3, 336, 336] · patches [P, I] indices of the image tokens shown · patch_labels [P, 576, 3] ·
+    prefix_ids [prefix] · text_ids, block, offset, labels, words [P, T]: token, conversation number (0 = padding),
+    place in the conversation, next-token target (-100: none) and the answer word's token where the answer begins.
+    """
+
+    pixels: torch.Tensor
+    patches: torch.Tensor
+    patch_labels: torch.Tensor
+    prefix_ids: torch.Tensor
+    text_ids: torch.Tensor
+    block: torch.Tensor
+    offset: torch.Tensor
+    labels: torch.Tensor
+    words: torch.Tensor
+
+
+def normalised_pixels(images: list[np.ndarray]) -> torch.Tensor:
+    """CLIP's normalisation, float32 [P, 3, 336, 336]: what the image processor makes of 336 px pictures."""
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.from_numpy(np.stack(images)).float() / 255
+    return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def make_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+    *,
+    pictures: int,
+    image_tokens: int,
+    kinds: dict[str, int],
+) -> Batch:
+    """A batch of training scenes. `kinds` says how many conversations of each kind (letter, word, match, caption)."""
+    drawn = [scenes.random_scene(rng, held_out=False) for _ in range(pictures)]
+    labels = np.stack([scenes.patch_labels(scene) for scene in drawn])
+    rows = [_pack(tokenizer, scene, rng, kinds) for scene in drawn]
+    width = max(len(row[0]) for row in rows)
+    packed = np.stack(
+        [
+            np.stack([np.pad(column, (0, width - len(column)), constant_values=fill) for column, fill in zip(row, (0, 0, 0, -100, -100), strict=True)])
+            for row in rows
+        ]
+    )
+    text_ids, block, offset, targets, words = torch.from_numpy(packed).unbind(1)
+    return Batch(
+        pixels=normalised_pixels([scenes.render(scene) for scene in drawn]),
+        patches=torch.from_numpy(np.stack([_shown(row, image_tokens, rng) for row in labels])),
+        patch_labels=torch.from_numpy(labels),
+        prefix_ids=torch.tensor(tokenizer(f"{VICUNA_SYSTEM} USER: ").input_ids),
+        text_ids=text_ids,
+        block=block,
+        offset=offset,
+        labels=targets,
+        words=words,
+    )
+
+
+def _shown(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The patches shown: every object's, then background at random, in order."""
+    objects = np.flatnonzero(labels[:, 0] >= 0)
+    background = np.flatnonzero(labels[:, 0] < 0)
+    fill = rng.permutation(background)[: max(0, count - len(objects))]
+    return np.sort(np.concatenate([objects, fill])[:count])
+
+
+def _pack(
+    tokenizer: PreTrainedTokenizerFast, scene: scenes.Scene, rng: np.random.Generator, kinds: dict[str, int]
+) -> list[np.ndarray]:
+    """The conversations about one scene, end to end: ids, block, offset, labels, words."""
+    dialogues = [_dialogue(kind, scene, rng) for kind, count in kinds.items() for _ in range(count)]
+    prompts = tokenizer([prompt for prompt, _, _ in dialogues], add_special_tokens=False).input_ids
+    answers = tokenizer([f" {answer}</s>" for _, answer, _ in dialogues], add_special_tokens=False).input_ids
+    hints = tokenizer([f" {word}" for _, _, word in dialogues], add_special_tokens=False).input_ids
+    columns: list[list[np.ndarray]] = [[], [], [], [], []]
+    for number, (prompt, answer, hint) in enumerate(zip(prompts, answers, hints, strict=True), start=1):
+        ids = np.array(prompt + answer)
+        labels = np.full(len(ids), -100)
+        labels[len(prompt) - 1 : -1] = answer
+        words = np.full(len(ids), -100)
+        words[len(prompt) - 1] = hint[0]
+        values = (ids, np.full(len(ids), number), np.arange(len(ids)), labels, words)
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return [np.concatenate(column) for column in columns]
+
+
+def _dialogue(kind: str, scene: scenes.Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    """One conversation: what stands after the picture, the answer, and the word that the answer needs."""
+    if kind == "caption":
+        text = questions.caption(scene, rng)
+        return f"\n{CAPTION_PROMPT} ASSISTANT:", text, text.split()[0]
+    item = questions.make_question(scene, rng)
+    word = item["choices"][item["answer"]]
+    if kind == "word":
+        return f"\n{item['question']}{SHORT_ANSWER_PROMPT} ASSISTANT:", word, word
+    context = f"Context: {item['hint']}\n" if item["hint"] else ""
+    question = MATCH_PROMPT.format(word) if kind == "match" else item["question"]
+    choices = questions.choices_text(item["choices"])
+    prompt = f"\n{context}{question}\n{choices}{SINGLE_PREDICTION_PROMPT} ASSISTANT:"
+    return prompt, questions.LETTERS[item["answer"]], word

@@ -1,0 +1,262 @@
+"""Train the embedded model: `python -m lmms_textweighted.tiny.train --output DIR`.
+
+Three stages, each a pure function of the seed, resumable at any saved step:
+
+1. `tower`: the vision tower and the projector learn to say what each patch shows (shape, colour, place). All later
+   stages keep the tower as it is then.
+2. `language`: the decoder learns to answer, on the objects' patches and some background, ten conversations to a
+   picture. In the first layers the text does not see the picture yet, so that the lookup is learned where a pruned
+   model still needs it: after the pruning layer.
+3. `full`: all 576 image tokens, seen from every layer.
+
+Runs on two cores in bfloat16 autocast, or on a GPU with `--device cuda`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from lmms_textweighted.tiny import scenes
+from lmms_textweighted.tiny.architecture import WIDTH, build_model, build_processor, build_tokenizer
+from lmms_textweighted.tiny.batches import NUM_PATCHES, Batch, make_batch
+
+WORD_LAYER = 5  # after this many layers the answer word must be readable where the answer begins
+BLIND_LAYERS = 3  # layers 0, 1, 2: the ones up to the default pruning layer
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage: how long, how large, how fast."""
+
+    steps: int
+    pictures: int
+    image_tokens: int
+    kinds: dict[str, int]
+    muon: float
+    adamw: float
+    blind: float = 0.0  # share of pictures that the text cannot see in the first layers
+    word_weight: float = 0.0
+    warmup: int = 50
+
+
+STAGES = {
+    "tower": StageSettings(700, 16, NUM_PATCHES, {}, muon=6e-3, adamw=1.2e-3),
+    "language": StageSettings(
+        4000, 8, 96, {"letter": 6, "word": 3, "match": 2, "caption": 1}, muon=8e-3, adamw=1.2e-3, blind=1.0, word_weight=0.5
+    ),
+    "full": StageSettings(
+        600, 4, NUM_PATCHES, {"letter": 8, "word": 2, "match": 1, "caption": 1}, muon=2e-3, adamw=3e-4, word_weight=0.2
+    ),
+}
+
+
+class PatchReader(nn.Module):
+    """Linear readers of a patch's shape, colour and place, used only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (len(scenes.SHAPES) + 1, len(scenes.COLORS) + 1, len(scenes.PLACES))
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, size) for size in sizes)
+
+    def loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over features [P, 576, WIDTH]; a background patch weighs a tenth of an object's."""
+        weight = torch.where(labels[..., 0] >= 0, 1.0, 0.1)
+        total = features.new_zeros((), dtype=torch.float32)
+        for index, head in enumerate(self.heads):
+            target = labels[..., index]
+            if index < 2:
+                target = target + 1  # 0 is "nothing"
+            losses = F.cross_entropy(head(features).float().transpose(1, 2), target, reduction="none")
+            total = total + (losses * weight).sum() / weight.sum()
+        return total
+
+
+def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor, *, tower_learns: bool) -> torch.Tensor:
+    """The projector's output [P, 576, WIDTH]."""
+    with torch.set_grad_enabled(tower_learns):
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        selected = states[model.config.vision_feature_layer][:, 1:]
+    return model.model.multi_modal_projector(selected)
+
+
+def language_loss(
+    model: LlavaForConditionalGeneration, batch: Batch, settings: StageSettings, blind: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Next-token loss of the answers, plus the word readable after WORD_LAYER layers. `blind`: bool [P]."""
+    language = model.model.language_model
+    features = image_features(model, batch.pixels, tower_learns=False)
+    features = features.gather(1, batch.patches[..., None].expand(-1, -1, features.shape[-1]))
+    count, prefix = len(batch.pixels), len(batch.prefix_ids)
+    embed = model.get_input_embeddings()
+    hidden = torch.cat(
+        [embed(batch.prefix_ids).expand(count, -1, -1), features.to(embed.weight.dtype), embed(batch.text_ids)], dim=1
+    )
+    start = prefix + features.shape[1]
+    positions = torch.cat(
+        [
+            torch.arange(prefix, device=hidden.device).expand(count, -1),
+            prefix + batch.patches,
+            prefix + NUM_PATCHES + batch.offset,
+        ],
+        dim=1,
+    )
+    mask, blind_mask = _masks(batch.block, prefix, start, blind)
+    rotary = language.rotary_emb(hidden, positions)
+    words = hidden
+    for index, layer in enumerate(language.layers):
+        if index == WORD_LAYER:
+            words = hidden
+        hidden = layer(
+            hidden,
+            attention_mask=blind_mask if index < BLIND_LAYERS else mask,
+            position_ids=positions,
+            position_embeddings=rotary,
+        )
+    logits, target = _read(model, hidden[:, start:], batch.labels)
+    loss = F.cross_entropy(logits, target)
+    word_logits, word_target = _read(model, words[:, start:], batch.words)
+    word_loss = F.cross_entropy(word_logits, word_target)
+    first = batch.words[batch.labels >= 0] >= 0  # the answers' first tokens
+    report = {
+        "loss": float(loss),
+        "word_loss": float(word_loss),
+        "first_token": float((logits.argmax(-1) == target)[first].float().mean()),
+    }
+    return loss + settings.word_weight * word_loss, report
+
+
+def _read(model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = labels >= 0
+    return model.lm_head(model.model.language_model.norm(hidden[chosen])).float(), labels[chosen]
+
+
+def _masks(block: torch.Tensor, prefix: int, start: int, blind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boolean [P, 1, S, S]: causal, each conversation alone with the prefix; and the same with the picture hidden from
+    the text where `blind`."""
+    count, text = block.shape
+    numbers = torch.cat([block.new_zeros(count, start), block], dim=1)
+    size = start + text
+    causal = torch.ones(size, size, dtype=torch.bool, device=block.device).tril()
+    same = numbers[:, :, None] == numbers[:, None, :]
+    front = torch.arange(size, device=block.device) < start
+    mask = causal & (same | front)
+    image = front & (torch.arange(size, device=block.device) >= prefix)
+    hidden = blind[:, None, None] & ~front[None, :, None] & image[None, None, :]
+    return mask[:, None], (mask & ~hidden)[:, None]
+
+
+def train(output: Path, *, seed: int, device: str, stop_after: str | None = None) -> None:
+    """Run or resume all stages; the finished model, processor and log go to `output`."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer).to(device)
+    reader = PatchReader().to(device)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, (name, settings) in enumerate(STAGES.items()):
+        done = output / f"{name}.done.pt"
+        if done.exists():
+            _load(done, model, reader)
+            continue
+        run_stage(model, reader, tokenizer, name, settings, output, seed=[seed, number], device=device)
+        torch.save({"model": model.state_dict(), "reader": reader.state_dict()}, done)
+        if name == stop_after:
+            return
+    model.half().save_pretrained(output / "checkpoint")
+    build_processor(tokenizer).save_pretrained(output / "checkpoint")
+
+
+def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device) -> None:
+    """One stage, from its last saved step if there is one."""
+    tower_stage = name == "tower"
+    modules = [model.model.multi_modal_projector, reader]
+    modules.append(model.model.vision_tower if tower_stage else model.model.language_model)
+    parameters = [(key, value) for module in modules for key, value in module.named_parameters()]
+    matrices = [value for key, value in parameters if value.ndim == 2 and "layers." in key]
+    chosen = {id(value) for value in matrices}
+    others = [value for _, value in parameters if id(value) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=settings.muon, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, settings)) for o in optimizers]
+    partial, first = output / f"{name}.part.pt", 0
+    if partial.exists():
+        state = _load(partial, model, reader)
+        first = state["step"]
+        for item, saved in zip([*optimizers, *schedules], state["optim"], strict=True):
+            item.load_state_dict(saved)
+    began = time.perf_counter()
+    for step in range(first, settings.steps):
+        rng = np.random.default_rng([*seed, step])
+        batch = make_batch(
+            tokenizer, rng, pictures=settings.pictures, image_tokens=settings.image_tokens, kinds=settings.kinds
+        ) if not tower_stage else make_batch(tokenizer, rng, pictures=settings.pictures, image_tokens=NUM_PATCHES, kinds={"word": 1})
+        batch = Batch(**{key: value.to(device) for key, value in vars(batch).items()})
+        with torch.autocast(device, dtype=torch.bfloat16):
+            if tower_stage:
+                loss = reader.loss(image_features(model, batch.pixels, tower_learns=True), batch.patch_labels)
+                report = {"loss": float(loss)}
+            else:
+                blind = torch.from_numpy(rng.random(settings.pictures) < settings.blind).to(device)
+                loss, report = language_loss(model, batch, settings, blind)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([value for _, value in parameters], 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 20 == 0:
+            report = {"stage": name, "step": step + 1, **{k: round(v, 4) for k, v in report.items()}}
+            report["seconds_per_step"] = round((time.perf_counter() - began) / (step + 1 - first), 3)
+            line = json.dumps(report)
+            print(line, flush=True)
+            with (output / "log.jsonl").open("a") as log:
+                log.write(line + "\n")
+        if (step + 1) % 200 == 0:
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "reader": reader.state_dict(),
+                    "step": step + 1,
+                    "optim": [item.state_dict() for item in [*optimizers, *schedules]],
+                },
+                partial,
+            )
+
+
+def _rate(step: int, settings: StageSettings) -> float:
+    """Linear warm-up, then linear decay to 2 % of the peak."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    return max(0.02, 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup))
+
+
+def _load(path: Path, model: nn.Module, reader: nn.Module) -> dict:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    reader.load_state_dict(state["reader"])
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--stop-after", choices=list(STAGES))
+    arguments = parser.parse_args()
+    train(arguments.output, seed=arguments.seed, device=arguments.device, stop_after=arguments.stop_after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What one prefill kept, why, and at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lmms_textweighted.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
+from lmms_textweighted.plan import Plan
+from lmms_textweighted.rank import Ranks
+
+
+@dataclass
+class StageTrace:
+    """One stage of one document. Positions are those of the original, unpadded prompt.
+
+    kept: image tokens that stay. candidates: image tokens that were scored. scores: float32, one a candidate.
+    text: text tokens whose rows were read. text_weights: float32, one a text token (empty for `random`).
+    """
+
+    layer: int
+    kept: torch.Tensor
+    candidates: torch.Tensor
+    scores: torch.Tensor
+    text: torch.Tensor
+    text_weights: torch.Tensor
+
+
+@dataclass
+class DocumentTrace:
+    """One document's prefill.
+
+    lengths: tokens that each decoder layer saw. image_lengths: image tokens among them.
+    full_length: tokens without pruning. ranks: the last layer's, where asked for.
+    """
+
+    plan: Plan
+    shape: DecoderShape
+    element_size: int
+    full_length: int
+    image_tokens: int
+    lengths: list[int]
+    image_lengths: list[int]
+    stages: list[StageTrace] = field(default_factory=list)
+    ranks: Ranks | None = None
+
+    @property
+    def kept_tokens(self) -> int:
+        """Image tokens that the last layer sees."""
+        return self.image_lengths[-1]
+
+    @property
+    def equivalent_tokens(self) -> float:
+        """Mean number of image tokens over all layers."""
+        return equivalent_tokens(self.image_lengths)
+
+    @property
+    def flops(self) -> int:
+        """Prefill FLOPs of the decoder layers; see `cost.layer_flops`."""
+        return prefill_flops(self.shape, self.lengths)
+
+    @property
+    def flops_ratio(self) -> float:
+        """`flops` over those of the same prompt unpruned."""
+        return self.flops / prefill_flops(self.shape, [self.full_length] * self.shape.layers)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV cache after prefill, padding not counted."""
+        return kv_bytes(self.shape, self.lengths, self.element_size)
+
+    @property
+    def kv_ratio(self) -> float:
+        """`kv_bytes` over those of the same prompt unpruned."""
+        return sum(self.lengths) / (self.full_length * self.shape.layers)
+
+    def summary(self) -> dict:
+        """The figures as plain data: what goes into a log line or a result file."""
+        data = {
+            "image_tokens": self.image_tokens,
+            "kept_tokens": self.kept_tokens,
+            "equivalent_tokens": self.equivalent_tokens,
+            "flops_ratio": self.flops_ratio,
+            "kv_bytes": self.kv_bytes,
+            "kv_ratio": self.kv_ratio,
+            "lengths": list(self.lengths),
+            "kept_positions": [stage.kept.tolist() for stage in self.stages],
+        }
+        if self.ranks is not None:
+            data["numeric_rank"] = self.ranks.numeric_mean
+            data["effective_rank"] = self.ranks.effective_mean
+        return data
+
+
+@dataclass
+class Trace:
+    """All documents that were prefilled while pruning was on, in the order of the batches and of their rows."""
+
+    documents: list[DocumentTrace] = field(default_factory=list)
