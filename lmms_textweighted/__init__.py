@@ -1,0 +1,36 @@
+"""Prune a LLaVA's image tokens by text-weighted attention, and measure what that costs and saves.
+
+    from lmms_textweighted import load, make_plan, prune
+
+    model, processor = load("tiny")
+    with prune(model, make_plan("text_weighted", keep_tokens=64)) as trace:
+        model.generate(...)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmms_textweighted.loaders.hf import load
+    from lmms_textweighted.plan import Plan, Stage, make_plan
+    from lmms_textweighted.pruner import prune
+
+__version__ = "0.1.0"
+__all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
+
+_HOMES = {
+    "Plan": "lmms_textweighted.plan",
+    "Stage": "lmms_textweighted.plan",
+    "load": "lmms_textweighted.loaders.hf",
+    "make_plan": "lmms_textweighted.plan",
+    "prune": "lmms_textweighted.pruner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: lmms-eval imports this package for its entry point at every command, which must not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

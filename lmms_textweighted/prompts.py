@@ -1,5 +1,19 @@
-"""Prompts: the conversation around a question, and the single-prediction instruction."""
+"""Prompts: the conversation around a question, and the single-prediction instruction.
 
+A message's content is a list of pieces: ("text", str) or ("image", picture). Rendering gives the prompt with one
+`<image>` tag a picture; the processor turns each tag into that picture's image tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmms_textweighted.errors import InputError
+
+IMAGE_TAG = "<image>"
 SINGLE_PREDICTION_PROMPT = "\nAnswer with the option's letter from the given choices directly."
 SHORT_ANSWER_PROMPT = "\nAnswer the question using a single word or phrase."
 
@@ -7,3 +21,93 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. role: `system`, `user` or `assistant`. content: pieces in order."""
+
+    role: str
+    content: tuple[tuple[str, Any], ...]
+
+    @property
+    def images(self) -> list[Any]:
+        return [value for kind, value in self.content if kind == "image"]
+
+    @property
+    def text(self) -> str:
+        """The turn as LLaVA writes it: `<image> <image>`, a new line, then the text."""
+        parts: list[str] = []
+        for place, (kind, value) in enumerate(self.content):
+            if kind == "text":
+                parts.append(value)
+                continue
+            follows = self.content[place + 1][0] if place + 1 < len(self.content) else None
+            parts.append(IMAGE_TAG + {"image": " ", "text": "\n", None: ""}[follows])
+        return "".join(parts)
+
+
+def user_message(text: str, images: Sequence[Any]) -> Message:
+    """A question with its pictures in front, or where its own `<image>` tags stand."""
+    if IMAGE_TAG in text:
+        if text.count(IMAGE_TAG) != len(images):
+            raise InputError(f"the question has {text.count(IMAGE_TAG)} <image> tags but {len(images)} pictures")
+        pieces: list[tuple[str, Any]] = []
+        for place, part in enumerate(text.split(IMAGE_TAG)):
+            if place:
+                pieces.append(("image", images[place - 1]))
+                part = part.removeprefix("\n") if part.startswith("\n") else part
+            if part:
+                pieces.append(("text", part))
+        return Message("user", tuple(pieces))
+    return Message("user", (*(("image", image) for image in images), ("text", text)))
+
+
+def vicuna_v1(messages: Sequence[Message], _processor: Any) -> str:
+    """LLaVA-1.5's own template: system prompt, ` USER: `, ` ASSISTANT:`."""
+    system = VICUNA_SYSTEM
+    parts = []
+    for message in messages:
+        if message.role == "system":
+            system = message.text
+        elif message.role == "user":
+            parts.append(f" USER: {message.text}")
+        else:
+            parts.append(f" ASSISTANT: {message.text}</s>")
+    return system + "".join(parts) + (" ASSISTANT:" if messages[-1].role != "assistant" else "")
+
+
+def hf(messages: Sequence[Message], processor: Any) -> str:
+    """The checkpoint's own chat template."""
+    if not getattr(processor, "chat_template", None):
+        raise InputError("the checkpoint has no chat template: use conv_template=vicuna_v1")
+    plain = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": value} if kind == "text" else {"type": "image"}
+                for kind, value in message.content
+            ],
+        }
+        for message in messages
+    ]
+    return processor.apply_chat_template(
+        plain, tokenize=False, add_generation_prompt=messages[-1].role != "assistant"
+    )
+
+
+TEMPLATES = {"vicuna_v1": vicuna_v1, "hf": hf}
+DEFAULT_TEMPLATE = "vicuna_v1"
+
+
+def check_template(name: str) -> str:
+    """The name itself, if there is such a template; InputError with the nearest one if not."""
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(str(name), list(TEMPLATES), n=1, cutoff=0.0)
+        raise InputError(f"unknown conv_template {name!r}: did you mean {nearest[0]!r}? Known: {', '.join(TEMPLATES)}")
+    return name
+
+
+def render(template: str, messages: Sequence[Message], processor: Any) -> str:
+    """The prompt of a conversation, ready for the processor."""
+    return TEMPLATES[check_template(template)](messages, processor)

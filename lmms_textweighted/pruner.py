@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from lmms_textweighted.cost import DecoderShape
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.layout import Layout, find_layout
+from lmms_textweighted.masks import prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.plan import Plan, Stage
 from lmms_textweighted.rank import Ranks, attention_ranks
@@ -311,7 +312,8 @@ class _Session:
                 _take(part.expand(rows, -1, -1), shortened.index) for part in kwargs["position_embeddings"]
             )
         if not shortened.mask_made:
-            shortened.mask = _prefill_mask(shortened, kwargs.get("attention_mask"), self._flash())
+            whole = kwargs.get("attention_mask") is None and shortened.even
+            shortened.mask = None if whole else prefill_mask(shortened.present, self._attention_name(), self._dtype())
             shortened.mask_made = True
         kwargs["position_embeddings"] = shortened.rotary
         kwargs["attention_mask"] = shortened.mask
@@ -346,8 +348,11 @@ class _Session:
         shortened = self.shortened[layer]
         return self._layout() if shortened is None else shortened.layout
 
-    def _flash(self) -> bool:
-        return "flash" in self.decoder.config._attn_implementation
+    def _attention_name(self) -> str:
+        return self.decoder.config._attn_implementation
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.layers.parameters()).dtype
 
 
 def image_ranks(
@@ -384,25 +389,6 @@ def _first(mask: torch.Tensor, count: int) -> torch.Tensor:
 def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """values [B, S, D] at index [B, L] -> [B, L, D]."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _prefill_mask(shortened: _Shortened, mask: torch.Tensor | None, flash: bool) -> torch.Tensor | None:
-    """The mask of the shorter prefill, of the same kind as the model's own: none, 2-D, bool or additive 4-D."""
-    if mask is None and shortened.even:
-        return None
-    index, present = shortened.index, shortened.present
-    rows, length = index.shape
-    if (mask is None and flash) or (mask is not None and mask.ndim == 2):
-        return present if mask is None else mask.expand(rows, -1).gather(1, index) * present.to(mask.dtype)
-    causal = torch.ones(length, length, dtype=torch.bool, device=index.device).tril()
-    allowed = causal & present[:, None, None, :]
-    # A filler sees itself, so that its row of the softmax is not empty.
-    allowed = allowed | torch.eye(length, dtype=torch.bool, device=index.device)
-    if mask is None or mask.dtype == torch.bool:
-        return allowed
-    return torch.zeros(allowed.shape, dtype=mask.dtype, device=mask.device).masked_fill(
-        ~allowed, torch.finfo(mask.dtype).min
-    )
 
 
 def _hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

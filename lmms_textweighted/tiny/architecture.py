@@ -27,6 +27,7 @@ WIDTH = 128
 DECODER_LAYERS = 8
 CAPTION_PROMPT = "Describe the picture."
 MATCH_PROMPT = "Which choice is {}?"
+LIST_PROMPT = "Describe the choices."
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}" + VICUNA_SYSTEM + "{% endif %}"

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lmms_textweighted.prompts import SHORT_ANSWER_PROMPT, SINGLE_PREDICTION_PROMPT, VICUNA_SYSTEM
 from lmms_textweighted.tiny import questions, scenes
-from lmms_textweighted.tiny.architecture import CAPTION_PROMPT, MATCH_PROMPT
+from lmms_textweighted.tiny.architecture import CAPTION_PROMPT, LIST_PROMPT, MATCH_PROMPT
 
 NUM_PATCHES = scenes.GRID**2
+_FILL = (0, 0, 0, -100, -100, -100)  # of text_ids, block, offset, labels, words, letters
 
 
 @dataclass
@@ -25,8 +26,9 @@ class Batch:
     """`P` pictures, each with a prefix of `prefix` system tokens and `I` image tokens, then packed conversations.
 
     pixels [P, 3, 336, 336] · patches [P, I] indices of the image tokens shown · patch_labels [P, 576, 3] ·
-    prefix_ids [prefix] · text_ids, block, offset, labels, words [P, T]: token, conversation number (0 = padding),
-    place in the conversation, next-token target (-100: none) and the answer word's token where the answer begins.
+    prefix_ids [prefix] · text_ids, block, offset, labels, words, letters [P, T]: token, conversation number
+    (0 = padding), place in the conversation, next-token target (-100: none), the answer word's token where the answer
+    begins, and the number of its letter where a choice stands.
     """
 
     pixels: torch.Tensor
@@ -38,6 +40,7 @@ class Batch:
     offset: torch.Tensor
     labels: torch.Tensor
     words: torch.Tensor
+    letters: torch.Tensor
 
 
 def normalised_pixels(images: list[np.ndarray]) -> torch.Tensor:
@@ -56,18 +59,24 @@ def make_batch(
     image_tokens: int,
     kinds: dict[str, int],
 ) -> Batch:
-    """A batch of training scenes. `kinds` says how many conversations of each kind (letter, word, match, caption)."""
+    """A batch of training scenes. `kinds` says how many conversations of each kind (letter, word,
+    match, list, caption)."""
     drawn = [scenes.random_scene(rng, held_out=False) for _ in range(pictures)]
     labels = np.stack([scenes.patch_labels(scene) for scene in drawn])
     rows = [_pack(tokenizer, scene, rng, kinds) for scene in drawn]
     width = max(len(row[0]) for row in rows)
     packed = np.stack(
         [
-            np.stack([np.pad(column, (0, width - len(column)), constant_values=fill) for column, fill in zip(row, (0, 0, 0, -100, -100), strict=True)])
+            np.stack(
+                [
+                    np.pad(column, (0, width - len(column)), constant_values=fill)
+                    for column, fill in zip(row, _FILL, strict=True)
+                ]
+            )
             for row in rows
         ]
     )
-    text_ids, block, offset, targets, words = torch.from_numpy(packed).unbind(1)
+    text_ids, block, offset, targets, words, letters = torch.from_numpy(packed).unbind(1)
     return Batch(
         pixels=normalised_pixels([scenes.render(scene) for scene in drawn]),
         patches=torch.from_numpy(np.stack([_shown(row, image_tokens, rng) for row in labels])),
@@ -78,6 +87,7 @@ def make_batch(
         offset=offset,
         labels=targets,
         words=words,
+        letters=letters,
     )
 
 
@@ -92,30 +102,43 @@ def _shown(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 def _pack(
     tokenizer: PreTrainedTokenizerFast, scene: scenes.Scene, rng: np.random.Generator, kinds: dict[str, int]
 ) -> list[np.ndarray]:
-    """The conversations about one scene, end to end: ids, block, offset, labels, words."""
+    """The conversations about one scene, end to end, in the order of `_FILL`."""
     dialogues = [_dialogue(kind, scene, rng) for kind, count in kinds.items() for _ in range(count)]
     prompts = tokenizer([prompt for prompt, _, _ in dialogues], add_special_tokens=False).input_ids
     answers = tokenizer([f" {answer}</s>" for _, answer, _ in dialogues], add_special_tokens=False).input_ids
-    hints = tokenizer([f" {word}" for _, _, word in dialogues], add_special_tokens=False).input_ids
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
+    hints = tokenizer([word and f" {word}" for _, _, word in dialogues], add_special_tokens=False).input_ids
+    columns: list[list[np.ndarray]] = [[] for _ in _FILL]
+    choice_starts = tokenizer([f"\n{letter}." for letter in questions.LETTERS], add_special_tokens=False).input_ids
     for number, (prompt, answer, hint) in enumerate(zip(prompts, answers, hints, strict=True), start=1):
         ids = np.array(prompt + answer)
         labels = np.full(len(ids), -100)
         labels[len(prompt) - 1 : -1] = answer
         words = np.full(len(ids), -100)
-        words[len(prompt) - 1] = hint[0]
-        values = (ids, np.full(len(ids), number), np.arange(len(ids)), labels, words)
+        if hint:
+            words[len(prompt) - 1] = hint[0]
+        else:  # a list: its order is random, so only what follows from it is learned
+            labels[len(prompt) - 1 : -2 : 3] = -100
+        letters = np.full(len(ids), -100)
+        for letter, start in enumerate(choice_starts):
+            for place in range(len(prompt) - len(start)):
+                if prompt[place : place + len(start)] == start:
+                    letters[place + len(start)] = letter
+        values = (ids, np.full(len(ids), number), np.arange(len(ids)), labels, words, letters)
         for column, value in zip(columns, values, strict=True):
             column.append(value)
     return [np.concatenate(column) for column in columns]
 
 
 def _dialogue(kind: str, scene: scenes.Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """One conversation: what stands after the picture, the answer, and the word that the answer needs."""
+    """One conversation: what stands after the picture, the answer, and the word that the answer needs ("" for a list)."""
     if kind == "caption":
         text = questions.caption(scene, rng)
         return f"\n{CAPTION_PROMPT} ASSISTANT:", text, text.split()[0]
     item = questions.make_question(scene, rng)
+    if kind == "list":
+        letters = dict(zip(item["choices"], questions.LETTERS, strict=False))
+        text = ",".join(f" {word} {letters[word]}" for word in rng.permutation(item["choices"]))
+        return f"\n{questions.choices_text(item['choices'])}\n{LIST_PROMPT} ASSISTANT:", text[1:], ""
     word = item["choices"][item["answer"]]
     if kind == "word":
         return f"\n{item['question']}{SHORT_ANSWER_PROMPT} ASSISTANT:", word, word

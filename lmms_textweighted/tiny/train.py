@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from lmms_textweighted.tiny import scenes
+from lmms_textweighted.tiny import questions, scenes
 from lmms_textweighted.tiny.architecture import WIDTH, build_model, build_processor, build_tokenizer
 from lmms_textweighted.tiny.batches import NUM_PATCHES, Batch, make_batch
 
 WORD_LAYER = 5  # after this many layers the answer word must be readable where the answer begins
+LETTER_LAYER = 3  # after this many layers a choice must know its letter
 BLIND_LAYERS = 3  # layers 0, 1, 2: the ones up to the default pruning layer
 
 
@@ -46,29 +47,57 @@ class StageSettings:
     adamw: float
     blind: float = 0.0  # share of pictures that the text cannot see in the first layers
     word_weight: float = 0.0
+    letter_weight: float = 0.0
     warmup: int = 50
+    horizon: int | None = None  # steps until the learning rate has decayed; the stage's own when None
 
 
 STAGES = {
-    "tower": StageSettings(700, 16, NUM_PATCHES, {}, muon=6e-3, adamw=1.2e-3),
-    "language": StageSettings(
-        4000, 8, 96, {"letter": 6, "word": 3, "match": 2, "caption": 1}, muon=8e-3, adamw=1.2e-3, blind=1.0, word_weight=0.5
+    "tower": StageSettings(700, 16, NUM_PATCHES, {"word": 1}, muon=6e-3, adamw=1.2e-3),
+    "lookup": StageSettings(
+        1000,
+        8,
+        96,
+        {"letter": 6, "word": 3, "match": 2, "caption": 1},
+        muon=8e-3,
+        adamw=1.2e-3,
+        blind=1.0,
+        word_weight=0.5,
+        horizon=4000,
+    ),
+    "letters": StageSettings(
+        2200,
+        8,
+        96,
+        {"letter": 5, "word": 2, "match": 2, "list": 3, "caption": 1},
+        muon=8e-3,
+        adamw=1.2e-3,
+        blind=1.0,
+        word_weight=0.5,
+        letter_weight=0.5,
     ),
     "full": StageSettings(
-        600, 4, NUM_PATCHES, {"letter": 8, "word": 2, "match": 1, "caption": 1}, muon=2e-3, adamw=3e-4, word_weight=0.2
+        600,
+        4,
+        NUM_PATCHES,
+        {"letter": 8, "word": 2, "match": 1, "list": 1, "caption": 1},
+        muon=2e-3,
+        adamw=3e-4,
+        word_weight=0.2,
     ),
 }
 
 
-class PatchReader(nn.Module):
-    """Linear readers of a patch's shape, colour and place, used only in training."""
+class Readers(nn.Module):
+    """Linear readers of a patch's shape, colour and place and of a choice's letter, used only in training."""
 
     def __init__(self) -> None:
         super().__init__()
         sizes = (len(scenes.SHAPES) + 1, len(scenes.COLORS) + 1, len(scenes.PLACES))
         self.heads = nn.ModuleList(nn.Linear(WIDTH, size) for size in sizes)
+        self.letters = nn.Linear(WIDTH, len(questions.LETTERS))
 
-    def loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def patch_loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over features [P, 576, WIDTH]; a background patch weighs a tenth of an object's."""
         weight = torch.where(labels[..., 0] >= 0, 1.0, 0.1)
         total = features.new_zeros((), dtype=torch.float32)
@@ -90,9 +119,9 @@ def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor, *
 
 
 def language_loss(
-    model: LlavaForConditionalGeneration, batch: Batch, settings: StageSettings, blind: torch.Tensor
+    model: LlavaForConditionalGeneration, reader: Readers, batch: Batch, settings: StageSettings, blind: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Next-token loss of the answers, plus the word readable after WORD_LAYER layers. `blind`: bool [P]."""
+    """Next-token loss of the answers, plus the word and the letters readable in between. `blind`: bool [P]."""
     language = model.model.language_model
     features = image_features(model, batch.pixels, tower_learns=False)
     features = features.gather(1, batch.patches[..., None].expand(-1, -1, features.shape[-1]))
@@ -112,10 +141,12 @@ def language_loss(
     )
     mask, blind_mask = _masks(batch.block, prefix, start, blind)
     rotary = language.rotary_emb(hidden, positions)
-    words = hidden
+    words = letters = hidden
     for index, layer in enumerate(language.layers):
         if index == WORD_LAYER:
             words = hidden
+        if index == LETTER_LAYER:
+            letters = hidden
         hidden = layer(
             hidden,
             attention_mask=blind_mask if index < BLIND_LAYERS else mask,
@@ -126,13 +157,17 @@ def language_loss(
     loss = F.cross_entropy(logits, target)
     word_logits, word_target = _read(model, words[:, start:], batch.words)
     word_loss = F.cross_entropy(word_logits, word_target)
+    chosen = batch.letters >= 0
+    letter_logits = reader.letters(language.norm(letters[:, start:][chosen])).float()
+    letter_loss = F.cross_entropy(letter_logits, batch.letters[chosen])
     first = batch.words[batch.labels >= 0] >= 0  # the answers' first tokens
     report = {
-        "loss": float(loss),
-        "word_loss": float(word_loss),
+        "loss": loss.item(),
+        "word_loss": word_loss.item(),
+        "letter_loss": letter_loss.item(),
         "first_token": float((logits.argmax(-1) == target)[first].float().mean()),
     }
-    return loss + settings.word_weight * word_loss, report
+    return loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss, report
 
 
 def _read(model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,7 +195,7 @@ def train(output: Path, *, seed: int, device: str, stop_after: str | None = None
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).to(device)
-    reader = PatchReader().to(device)
+    reader = Readers().to(device)
     output.mkdir(parents=True, exist_ok=True)
     for number, (name, settings) in enumerate(STAGES.items()):
         done = output / f"{name}.done.pt"
@@ -200,15 +235,15 @@ def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device)
         rng = np.random.default_rng([*seed, step])
         batch = make_batch(
             tokenizer, rng, pictures=settings.pictures, image_tokens=settings.image_tokens, kinds=settings.kinds
-        ) if not tower_stage else make_batch(tokenizer, rng, pictures=settings.pictures, image_tokens=NUM_PATCHES, kinds={"word": 1})
+        )
         batch = Batch(**{key: value.to(device) for key, value in vars(batch).items()})
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device.split(':')[0], dtype=torch.bfloat16):
             if tower_stage:
-                loss = reader.loss(image_features(model, batch.pixels, tower_learns=True), batch.patch_labels)
-                report = {"loss": float(loss)}
+                loss = reader.patch_loss(image_features(model, batch.pixels, tower_learns=True), batch.patch_labels)
+                report = {"loss": loss.item()}
             else:
                 blind = torch.from_numpy(rng.random(settings.pictures) < settings.blind).to(device)
-                loss, report = language_loss(model, batch, settings, blind)
+                loss, report = language_loss(model, reader, batch, settings, blind)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([value for _, value in parameters], 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -238,7 +273,7 @@ def _rate(step: int, settings: StageSettings) -> float:
     """Linear warm-up, then linear decay to 2 % of the peak."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    return max(0.02, 1 - (step - settings.warmup) / max(1, settings.steps - settings.warmup))
+    return max(0.02, 1 - (step - settings.warmup) / max(1, (settings.horizon or settings.steps) - settings.warmup))
 
 
 def _load(path: Path, model: nn.Module, reader: nn.Module) -> dict:

@@ -1,0 +1,208 @@
+"""Many budgets of one prompt for the price of one prefill, and a second way to do what `pruner` does.
+
+The vision tower and the decoder layers up to the pruning layer are the same for every strategy and budget, and so are
+the scores. They run once; then each kept set goes on from there as a row of one batch. No hooks: the layers after the
+pruning layer are called here, on gathered hidden states, so that the two implementations can check each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BatchFeature, DynamicCache
+
+from lmms_textweighted.cost import DecoderShape
+from lmms_textweighted.layout import Layout, find_layout
+from lmms_textweighted.masks import decoding_mask, prefill_mask
+from lmms_textweighted.observe import attention_rows, observing
+from lmms_textweighted.pruner import find_decoder, image_ranks
+from lmms_textweighted.rank import Ranks
+from lmms_textweighted.scorers import RANDOM, SCORERS, random_scores, score_image_tokens, top_tokens
+
+
+@dataclass
+class Prefix:
+    """One prompt, run once. hidden: [1, S, D] after the pruning layer. scores: of each scorer asked for, [I]."""
+
+    layer: int
+    layout: Layout
+    hidden: torch.Tensor
+    cache: DynamicCache
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def image(self) -> torch.Tensor:
+        """Positions of the image tokens, ascending."""
+        return (self.layout.image[0] >= 0).nonzero().flatten()
+
+    def keep(self, scorer: str, budget: int) -> torch.Tensor:
+        """Positions of the `budget` best image tokens of each image, ascending."""
+        kept, start = [], 0
+        for size in self.layout.image_sizes[0]:
+            kept.append(start + top_tokens(self.scores[scorer][start : start + size], budget))
+            start += size
+        return self.image[torch.cat(kept)]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One kept set's outcome: the generated tokens, up to and with the end token, and the last layer's ranks."""
+
+    tokens: list[int]
+    ranks: Ranks | None
+
+
+def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[str], *, seed: int = 0) -> Prefix:
+    """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there."""
+    decoder: Any = find_decoder(model)
+    layout = find_layout(
+        inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id, model.config.image_seq_length
+    )
+    image = (layout.image[0] >= 0).nonzero().flatten()
+    text = layout.text[0].nonzero().flatten()
+    scores: dict[str, torch.Tensor] = {}
+
+    def score(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        for name in scorers:
+            if name != RANDOM and len(image):
+                rows = text[-1:] if SCORERS[name].last_row_only else text
+                attention = attention_rows(query[0], key[0], rows, layout.valid[0], scaling)
+                scores[name], _ = score_image_tokens(attention, rows, image, SCORERS[name])
+
+    if RANDOM in scorers:
+        ids = inputs["input_ids"][0][layout.valid[0]].tolist()
+        scores[RANDOM] = random_scores(len(image), ",".join(map(str, ids)), seed).to(image.device)
+    cache = DynamicCache(config=decoder.config)
+    with observing(decoder.layers[layer].self_attn, score), _stopping_before(decoder, layer + 1) as caught:
+        try:
+            model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except _Stopped:
+            pass
+    return Prefix(layer, layout, caught[0], cache, scores)
+
+
+def continue_prefix(
+    model: Any, prefix: Prefix, kept: Sequence[torch.Tensor], *, max_new_tokens: int, ranks: bool = False
+) -> list[Continuation]:
+    """Go on from a prefix with each of several kept sets (image positions), decoding greedily. One batch."""
+    decoder: Any = find_decoder(model)
+    name, dtype = decoder.config._attn_implementation, prefix.hidden.dtype
+    rest = ((prefix.layout.image[0] < 0) & prefix.layout.valid[0]).nonzero().flatten()
+    rows = [torch.cat([rest, images]).sort().values for images in kept]
+    count, longest = len(rows), max(len(row) for row in rows)
+    index = torch.stack([nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=index.device)
+    present = torch.arange(longest, device=index.device) >= longest - lengths[:, None]
+    even = all(len(row) == longest for row in rows)
+
+    cache = _shared_cache(decoder, prefix, count)
+    hidden = prefix.hidden[0][index]
+    found: list[Ranks | None] = [None] * count
+
+    def rank(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        for row, images in enumerate(kept):
+            if len(images):
+                places = torch.searchsorted(rows[row], images) + longest - len(rows[row])
+                found[row] = image_ranks(query[row], key[row], places, present[row], scaling)
+
+    mask = None if even else prefill_mask(present, name, dtype)
+    if ranks:
+        with observing(decoder.layers[-1].self_attn, rank):
+            hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
+    else:
+        hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
+
+    tokens: list[list[int]] = [[] for _ in rows]
+    ends = _end_tokens(model)
+    going = [True] * count
+    position = prefix.hidden.shape[1]
+    while True:
+        chosen = model.get_output_embeddings()(decoder.norm(hidden[:, -1:])).float().argmax(dim=-1)
+        for row, token in enumerate(chosen[:, 0].tolist()):
+            if going[row]:
+                tokens[row].append(token)
+                going[row] = token not in ends and len(tokens[row]) < max_new_tokens
+        if not any(going):
+            return [Continuation(row, ranks_) for row, ranks_ in zip(tokens, found, strict=True)]
+        hidden = model.get_input_embeddings()(chosen)
+        places = torch.full_like(chosen, position)
+        hidden = _run(decoder, hidden, places, None, cache, stop=prefix.layer + 1)
+        present = torch.cat([present, present.new_ones(count, 1)], dim=1)
+        mask = None if even else decoding_mask(present, name, dtype)
+        hidden = _run(decoder, hidden, places, mask, cache, start=prefix.layer + 1)
+        position += 1
+
+
+def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[list[int], list[int]]:
+    """Tokens and image tokens that each decoder layer sees when `kept_tokens` of the prompt's stay."""
+    whole, images = prefix.layout.lengths[0], sum(prefix.layout.image_sizes[0])
+    before, after = prefix.layer + 1, shape.layers - prefix.layer - 1
+    return (
+        [whole] * before + [whole - images + kept_tokens] * after,
+        [images] * before + [kept_tokens] * after,
+    )
+
+
+def _run(
+    decoder: Any,
+    hidden: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: DynamicCache,
+    start: int = 0,
+    stop: int | None = None,
+) -> torch.Tensor:
+    rotary = decoder.rotary_emb(hidden, positions)
+    order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+    for layer in decoder.layers[start:stop]:
+        hidden = layer(
+            hidden,
+            attention_mask=mask,
+            position_ids=order,
+            position_embeddings=rotary,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return hidden
+
+
+def _shared_cache(decoder: Any, prefix: Prefix, count: int) -> DynamicCache:
+    """A cache of `count` rows whose first layers hold the prefix's keys and values."""
+    cache = DynamicCache(config=decoder.config)
+    for number in range(prefix.layer + 1):
+        layer = prefix.cache.layers[number]
+        cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), number)
+    return cache
+
+
+def _end_tokens(model: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+class _Stopped(Exception):
+    """The prefix is done: leave the model's forward."""
+
+
+class _stopping_before:
+    """Context: keep the hidden states that enter decoder layer `number`, and stop the forward there."""
+
+    def __init__(self, decoder: Any, number: int) -> None:
+        self.layer: nn.Module = decoder.layers[number]
+
+    def __enter__(self) -> list[torch.Tensor]:
+        caught: list[torch.Tensor] = []
+
+        def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+            raise _Stopped
+
+        self.handle = self.layer.register_forward_pre_hook(stop, with_kwargs=True)
+        return caught
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()

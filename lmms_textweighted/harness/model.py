@@ -1,0 +1,296 @@
+"""The model that lmms-eval runs as `--model llava_textweighted`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.generation import split_generation_kwargs
+from lmms_textweighted.harness.output import check_output_paths
+from lmms_textweighted.harness.settings import Settings
+from lmms_textweighted.harness.stops import ending_the_run
+from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
+from lmms_textweighted.inference import Answer, PrunedLlava
+from lmms_textweighted.loaders.hf import load, weights_fingerprint
+from lmms_textweighted.prompts import Message, user_message
+
+
+@dataclass
+class PrunedTokenCounts(TokenCounts):
+    """lmms-eval's token counts, with the pruning figures that then stand beside them in every logged sample."""
+
+    pruning: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **self.pruning}
+
+
+class LlavaTextweighted(lmms):
+    """The simple interface: a text and a list of pictures a document."""
+
+    is_simple = True
+
+    def __init__(self, batch_size: int | str = 1, max_batch_size: int | None = None, **arguments: Any) -> None:
+        super().__init__()
+        with ending_the_run():
+            check_output_paths(sys.argv[1:])
+            self.batch_size_per_gpu = _batch_size(batch_size)
+            if max_batch_size is not None:
+                logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
+            self.settings = Settings.parse(arguments)
+            self.accelerator = Accelerator()
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+            self.llava = self._load()
+            plan, config = self.settings.plan(), self.llava.model.config
+            plan.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+            self.run_settings = self._run_settings()
+            self.store = TraceStore({**self.run_settings, "weights": weights_fingerprint(self.llava.model)})
+        make_current(self.store)
+        if self._rank == 0:
+            logger.info(f"llava_textweighted settings: {json.dumps(self.run_settings)}")
+
+    def _load(self) -> PrunedLlava:
+        options = self.settings.load_options()
+        if options.device is None and self.accelerator.num_processes > 1 and not options.device_map:
+            options = type(options)(**{**vars(options), "device": str(self.accelerator.device)})
+        model, processor = load(self.settings.pretrained, options)
+        return PrunedLlava(
+            model,
+            processor,
+            self.settings.plan(),
+            self.settings.conv_template,
+            self.settings.seed,
+            self.settings.stated(),
+        )
+
+    def _run_settings(self) -> dict[str, Any]:
+        """What the answers depend on, as it acts: it is logged, keys the trace store and stands in logged samples."""
+        model = self.llava.model
+        return {
+            **self.settings.resolved(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "attn_implementation": model.config.get_text_config()._attn_implementation,
+        }
+
+    # What lmms-eval asks of a model.
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.llava.processor.tokenizer
+
+    @property
+    def config(self) -> Any:
+        return self.llava.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.llava.model.device if hasattr(self, "llava") else self.accelerator.device
+
+    @property
+    def batch_size(self) -> int:
+        return self.batch_size_per_gpu
+
+    def clean(self) -> None:
+        """Called by lmms-eval between answering and scoring: let go of the weights and of the trace store."""
+        leave_current(self.store)
+        if hasattr(self, "llava"):
+            del self.llava
+        super().clean()
+
+    def generate_until(self, requests: list[Instance]) -> Any:
+        """Answers in request order, one at a time where the caller takes them so.
+
+        lmms-eval's response cache stores each answer as it comes, so a killed run can go on where it stopped.
+        """
+        return _Lazy(self._answers(requests), len(requests))
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        with ending_the_run(_where(requests[0]) if requests else ""):
+            raise InputError("llava_textweighted answers one round only: run a single-round task")
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(mean loss in nats, is greedy) of each continuation. A loss, not a likelihood: lmms-eval takes the least."""
+        results = []
+        for request in tqdm(requests, desc="Model Responding", disable=self._rank != 0):
+            with ending_the_run(_where(request)):
+                context, target, doc_to_visual, doc_id, task, split = request.args
+                document = self.task_dict[task][split][doc_id]
+                continuation = target if isinstance(target, str) else target(document)
+                message = user_message(context, _pictures(doc_to_visual(document)))
+                loss, greedy, _ = self.llava.loss([message], continuation)
+                results.append((loss, greedy))
+        return results
+
+    # Answering.
+
+    def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
+        """The conversation, the generation kwargs and the document of one request."""
+        context, kwargs, doc_to_visual, doc_id, task, split = request.args
+        document = self.task_dict[task][split][doc_id]
+        visuals = doc_to_visual(document) if doc_to_visual is not None else []
+        return [user_message(context, _pictures(visuals))], kwargs, document
+
+    def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
+        progress = tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0)
+        summary, left = _Summary(), len(requests)
+        for batch in _batches(requests, self.batch_size, self._kwargs_of):
+            prepared = []
+            for request in batch:
+                with ending_the_run(_where(request)):
+                    prepared.append(self._messages(request))
+            with ending_the_run(_where(*batch)):
+                decoding, ranks = split_generation_kwargs(prepared[0][1])
+                began = time.perf_counter()
+                answers = self.llava.generate(
+                    [messages for messages, _, _ in prepared], decoding, ranks=ranks or self.settings.ranks
+                )
+                elapsed = time.perf_counter() - began
+            for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
+                if not request.metadata.get("__padding_only__"):
+                    summary.add(answer, elapsed / len(batch))
+                    self._keep(request, document, answer)
+                progress.update(1)
+                left -= 1
+                if not left:  # before the last answer goes out: nobody asks a stream for more than it has
+                    progress.close()
+                    summary.log()
+                yield self._result(answer)
+
+    def _kwargs_of(self, request: Instance) -> str:
+        """Requests of one batch share their task and their generation kwargs."""
+        kwargs = next(argument for argument in request.args if isinstance(argument, dict))
+        return json.dumps([request.task_name, kwargs], sort_keys=True, default=str)
+
+    def _result(self, answer: Answer) -> GenerationResult:
+        pruning = {**answer.trace.summary(), "settings": self.run_settings}
+        counts = PrunedTokenCounts(
+            input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning
+        )
+        return GenerationResult(text=answer.text, token_counts=counts)
+
+    def _keep(self, request: Instance, document: dict[str, Any], answer: Answer) -> None:
+        if document.get("trace_store") == self.store.key:
+            self.store.put(document["uid"], str(request.args[0]), answer.trace.summary())
+
+
+class LlavaTextweightedChat(LlavaTextweighted):
+    """The chat interface: messages whose pictures may stand anywhere in the text."""
+
+    is_simple = False
+
+    def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
+        _, doc_to_messages, kwargs, doc_id, task, split = request.args
+        document = self.task_dict[task][split][doc_id]
+        return [_chat_message(item) for item in doc_to_messages(document)], kwargs, document
+
+
+class _Lazy(list):
+    """A list that is filled from an iterator when it is read, and remembers: answers can stream, and be indexed."""
+
+    def __init__(self, source: Iterator[Any], length: int) -> None:
+        super().__init__()
+        self._source, self._length = source, length
+
+    def __iter__(self) -> Iterator[Any]:
+        for place in range(self._length):
+            yield self[place]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, place: Any) -> Any:
+        while super().__len__() < (self._length if isinstance(place, slice) or place < 0 else place + 1):
+            try:
+                self.append(next(self._source))
+            except StopIteration:
+                raise IndexError(place) from None
+        return super().__getitem__(place)
+
+
+class _Summary:
+    """Totals of a run, for lmms-eval's throughput summary."""
+
+    def __init__(self) -> None:
+        self.count, self.tokens, self.seconds = 0, 0, 0.0
+        self.sums = dict.fromkeys(("kept_tokens", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
+
+    def add(self, answer: Answer, seconds: float) -> None:
+        self.count += 1
+        self.tokens += answer.output_tokens
+        self.seconds += seconds
+        for name in self.sums:
+            self.sums[name] += getattr(answer.trace, name)
+
+    def log(self) -> None:
+        if self.count:
+            means = {name: value / self.count for name, value in self.sums.items()}
+            log_metrics(
+                total_elapsed_time=self.seconds,
+                total_gen_tokens=self.tokens,
+                avg_speed=self.tokens / self.seconds,
+                additional_metrics={"total_requests": self.count, **means},
+            )
+
+
+def _batch_size(value: int | str) -> int:
+    text = str(value)
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"batch_size is {value!r}: give a whole number of at least 1")
+    return int(text)
+
+
+def _batches(requests: list[Instance], size: int, key: Any) -> Iterator[list[Instance]]:
+    """Consecutive requests of the same key, at most `size` at a time, in order."""
+    for _, group in itertools.groupby(requests, key=key):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _where(*requests: Instance) -> str:
+    names = ", ".join(str(request.doc_id) for request in requests)
+    return f"task {requests[0].task_name}, document{'s' if len(requests) > 1 else ''} {names}"
+
+
+def _pictures(visuals: Any) -> list[Image.Image]:
+    return [_picture(visual) for visual in visuals or []]
+
+
+def _picture(visual: Any) -> Image.Image:
+    if isinstance(visual, Image.Image):
+        return visual.convert("RGB")
+    if isinstance(visual, str) and Path(visual).is_file():
+        try:
+            return Image.open(visual).convert("RGB")
+        except OSError as error:
+            raise InputError(f"{visual!r} is no picture that can be read") from error
+    raise InputError(f"a visual is {str(visual)[:80]!r}: llava_textweighted takes pictures only")
+
+
+def _chat_message(item: dict[str, Any]) -> Message:
+    pieces = []
+    for piece in item["content"]:
+        if piece["type"] == "text":
+            pieces.append(("text", piece["text"]))
+        elif piece["type"] == "image":
+            pieces.append(("image", _picture(piece["url"])))
+        else:
+            raise InputError(f"a message holds {piece['type']!r}: llava_textweighted takes text and pictures only")
+    return Message(item["role"], tuple(pieces))

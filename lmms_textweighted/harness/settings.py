@@ -1,0 +1,81 @@
+"""The model arguments of `llava_textweighted`: names, defaults and checks, in one place."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.inference import StatedLengths
+from lmms_textweighted.loaders.hf import DEFAULT_CHECKPOINT, LoadOptions
+from lmms_textweighted.plan import DEFAULT_STRATEGY, Plan, make_plan
+from lmms_textweighted.prompts import DEFAULT_TEMPLATE, check_template
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `--model_args` can say, with its defaults.
+
+    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see `plan.make_plan`.
+    conv_template: `vicuna_v1` or `hf`. seed: of the `random` strategy. ranks: measure the last layer's ranks for every
+    task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
+    The rest: see `loaders.hf.LoadOptions`.
+    """
+
+    pretrained: str = DEFAULT_CHECKPOINT
+    strategy: str = DEFAULT_STRATEGY
+    pruning_layer: int | None = None
+    keep_tokens: int | None = None
+    keep_ratio: float | None = None
+    conv_template: str = DEFAULT_TEMPLATE
+    seed: int = 0
+    ranks: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    revision: str = "main"
+    system_length: int | None = None
+    image_length: int | None = None
+
+    @classmethod
+    def parse(cls, arguments: dict[str, Any]) -> Settings:
+        """From keyword arguments. Raises InputError for an unknown name (with the nearest one) or a wrong value."""
+        known = [item.name for item in fields(cls)]
+        for name in arguments:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise InputError(f"unknown model argument {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}")
+        settings = cls(**arguments)
+        check_template(settings.conv_template)
+        if not isinstance(settings.seed, int) or isinstance(settings.seed, bool):
+            raise InputError(f"seed is {settings.seed!r}: give a whole number")
+        if not isinstance(settings.ranks, bool):
+            raise InputError(f"ranks is {settings.ranks!r}: give True or False")
+        settings.plan()
+        return settings
+
+    def plan(self) -> Plan:
+        return make_plan(
+            self.strategy, pruning_layer=self.pruning_layer, keep_tokens=self.keep_tokens, keep_ratio=self.keep_ratio
+        )
+
+    def load_options(self) -> LoadOptions:
+        return LoadOptions(
+            device=self.device,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            attn_implementation=self.attn_implementation,
+            revision=str(self.revision),
+        )
+
+    def stated(self) -> StatedLengths:
+        return StatedLengths(system=self.system_length, image=self.image_length)
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as they act: the plan spelled out, nothing left to a default."""
+        data = {key: value for key, value in asdict(self).items() if value is not None}
+        for key in ("strategy", "pruning_layer", "keep_tokens", "keep_ratio"):
+            data.pop(key, None)
+        return {**data, **self.plan().to_dict()}
