@@ -107,7 +107,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         num_key_value_heads=4,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -119,13 +119,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         image_seq_length=scenes.GRID**2,
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     _place_embeddings(model.model.vision_tower)
+    # As large as the layers' updates: with the usual 0.02 a word's identity drowns in the first layer's output, and no
+    # later layer can find the choice that repeats it.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
     return model
 
 

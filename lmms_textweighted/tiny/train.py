@@ -1,13 +1,14 @@
 """Train the embedded model: `python -m lmms_textweighted.tiny.train --output DIR`.
 
-Three stages, each a pure function of the seed, resumable at any saved step:
+Four stages, each a pure function of the seed, resumable at any saved step:
 
 1. `tower`: the vision tower and the projector learn to say what each patch shows (shape, colour, place). All later
    stages keep the tower as it is then.
-2. `language`: the decoder learns to answer, on the objects' patches and some background, ten conversations to a
-   picture. In the first layers the text does not see the picture yet, so that the lookup is learned where a pruned
-   model still needs it: after the pruning layer.
-3. `full`: all 576 image tokens, seen from every layer.
+2. `choices`: without the picture, the decoder learns to find the choice that repeats a word.
+3. `answers`: it learns to answer, on the objects' patches and some background, a dozen conversations to a picture. In
+   the first layers the text does not see the picture yet, so that the lookup is learned where a pruned model still
+   needs it: after the pruning layer.
+4. `full`: all 576 image tokens, seen from every layer.
 
 Runs on two cores in bfloat16 autocast, or on a GPU with `--device cuda`.
 """
@@ -54,27 +55,28 @@ class StageSettings:
 
 STAGES = {
     "tower": StageSettings(700, 16, NUM_PATCHES, {"word": 1}, muon=6e-3, adamw=1.2e-3),
-    "lookup": StageSettings(
-        1000,
+    "choices": StageSettings(
+        250,
         8,
-        96,
-        {"letter": 6, "word": 3, "match": 2, "caption": 1},
-        muon=8e-3,
-        adamw=1.2e-3,
-        blind=1.0,
-        word_weight=0.5,
-        horizon=4000,
-    ),
-    "letters": StageSettings(
-        2200,
-        8,
-        96,
-        {"letter": 5, "word": 2, "match": 2, "list": 3, "caption": 1},
+        1,
+        {"list": 6, "match": 4},
         muon=8e-3,
         adamw=1.2e-3,
         blind=1.0,
         word_weight=0.5,
         letter_weight=0.5,
+        horizon=2500,
+    ),
+    "answers": StageSettings(
+        2000,
+        8,
+        96,
+        {"letter": 6, "word": 3, "match": 1, "list": 1, "caption": 1},
+        muon=8e-3,
+        adamw=1.2e-3,
+        blind=1.0,
+        word_weight=0.5,
+        letter_weight=0.1,
     ),
     "full": StageSettings(
         600,
@@ -214,7 +216,7 @@ def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device)
     """One stage, from its last saved step if there is one."""
     tower_stage = name == "tower"
     modules = [model.model.multi_modal_projector, reader]
-    modules.append(model.model.vision_tower if tower_stage else model.model.language_model)
+    modules += [model.model.vision_tower] if tower_stage else [model.model.language_model, model.lm_head]
     parameters = [(key, value) for module in modules for key, value in module.named_parameters()]
     matrices = [value for key, value in parameters if value.ndim == 2 and "layers." in key]
     chosen = {id(value) for value in matrices}

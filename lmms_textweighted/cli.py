@@ -1,0 +1,134 @@
+"""The command line: `lmms-textweighted sweep | tasks-path | config | export-scienceqa`.
+
+Nothing heavy is imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from lmms_textweighted.errors import InputError, TextweightedError
+from lmms_textweighted.paths import data_folder
+
+app = typer.Typer(
+    name="lmms-textweighted",
+    help="Prune a LLaVA's image tokens by text-weighted attention, and measure what that costs and saves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        from lmms_textweighted import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command("tasks-path")
+def tasks_path() -> None:
+    """Print the folder of our tasks, for lmms-eval's --include_path."""
+    print(data_folder("tasks"))
+
+
+@app.command("config")
+def config(
+    name: Annotated[str | None, typer.Argument(help="A config's name; all names without it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+) -> None:
+    """Print a ready `lmms-eval --config` file, with this installation's absolute paths filled in."""
+    folder = data_folder("configs")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name is None:
+        print("\n".join(known))
+        return
+    if name not in known:
+        raise InputError(f"unknown config {name!r}: known are {', '.join(known)}")
+    text = (folder / f"{name}.yaml").read_text().replace("${TASKS}", str(data_folder("tasks")))
+    if output is None:
+        print(text, end="")
+    else:
+        output.write_text(text)
+
+
+@app.command("export-scienceqa")
+def export_scienceqa(
+    folder: Annotated[Path, typer.Argument(help="Where to put lmms-lab-encoder/ScienceQA.")] = Path("."),
+) -> None:
+    """Write the embedded set as the folder that lmms-eval's stock scienceqa_img loads when run beside it."""
+    from lmms_textweighted.harness.output import check_writable
+    from lmms_textweighted.tiny.testset import export_scienceqa as export
+
+    check_writable(folder)
+    print(export(folder))
+
+
+@app.command("sweep")
+def sweep(
+    context: typer.Context,
+    model_path: Annotated[str, typer.Option(help="`tiny`, a folder or a hub name.")] = "tiny",
+    model_base: Annotated[str | None, typer.Option(help="Base weights of a LoRA checkpoint; not supported yet.")] = None,
+    conv_mode: Annotated[str, typer.Option(help="Prompt template: vicuna_v1 or hf.")] = "vicuna_v1",
+    task: Annotated[str, typer.Option(help="A task of ours or of lmms-eval.")] = "shapes_mcq",
+    num_samples: Annotated[str, typer.Option(help="The first N documents, or `all`.")] = "50",
+    pruning_layer: Annotated[int, typer.Option(help="Image tokens leave after this layer, counted from 0.")] = 2,
+    tokens: Annotated[str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64.")] = "576:16:-10",
+    strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "text_weighted,fastv,random,none",
+    single_pred_prompt: Annotated[
+        bool, typer.Option("--single-pred-prompt", help="Append the single-prediction prompt where the task's lacks it.")
+    ] = False,
+    fast_v_sys_length: Annotated[int | None, typer.Option(help="Tokens before the image; checked, never assumed.")] = None,
+    fast_v_image_token_length: Annotated[int | None, typer.Option(help="Image tokens; checked, never assumed.")] = None,
+    ranks: Annotated[bool, typer.Option(help="Measure the last layer's ranks.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the random strategy.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …; a GPU where there is one.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
+    config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,
+) -> None:
+    """Accuracy and ranks of every strategy from many image tokens to few, as JSON and as a picture."""
+    options: dict[str, Any] = {name: value for name, value in context.params.items() if name != "config"}
+    if config is not None:
+        options.update(_from_file(config, context, set(options)))
+    from lmms_textweighted.experiment import Experiment, run_experiment
+
+    run_experiment(Experiment.parse(options))
+
+
+def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str, Any]:
+    """The options of a YAML file that the command line did not give."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config {str(path)!r} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"config {str(path)!r} holds no options: write `name: value` lines")
+    named = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise InputError(f"config {str(path)!r} has the unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
+    given = {name for name in known if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+    return {name: value for name, value in named.items() if name not in given}
+
+
+def main() -> None:
+    """Entry point: our own errors are one line on standard error and exit code 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except TextweightedError as error:
+        print(f"lmms-textweighted: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,94 @@
+"""A task's documents for the sweep: lmms-eval's own task object, and what it says of prompts, pictures and scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.tasks import TaskManager, get_task_dict
+from lmms_eval.utils import load_yaml_config
+
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.paths import data_folder
+from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, user_message
+
+MODEL_NAME = "llava_textweighted"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question. target: the right answer as the task gives it. digest: SHA-256 of prompt, target and pictures."""
+
+    number: int
+    message: Message
+    target: str
+    digest: str
+    fields: dict[str, Any]
+
+
+@dataclass
+class Documents:
+    """The first `count` documents of a task, or all when None."""
+
+    task: ConfigurableTask
+    count: int | None = None
+    single_prediction_prompt: bool = False
+
+    @classmethod
+    def of_task(cls, name: str, count: int | None, *, single_prediction_prompt: bool) -> Documents:
+        """Load a task by name: our own, or any generate_until task of lmms-eval. Raises InputError when there is none."""
+        return cls(_load_task(name), count, single_prediction_prompt)
+
+    def __len__(self) -> int:
+        available = len(self.task.eval_docs)
+        return available if self.count is None else min(self.count, available)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Each document with its picture, prompt and target, in the task's order."""
+        for number in range(len(self)):
+            fields = self.task.eval_docs[number]
+            text = self.task.doc_to_text(fields)
+            if self.single_prediction_prompt and not text.endswith(SINGLE_PREDICTION_PROMPT):
+                text += SINGLE_PREDICTION_PROMPT
+            images = [image.convert("RGB") for image in self.task.doc_to_visual(fields) or []]
+            target = str(self.task.doc_to_target(fields))
+            digest = hashlib.sha256(json.dumps([text, target]).encode())
+            for image in images:
+                digest.update(image.tobytes())
+            yield Document(number, user_message(text, images), target, digest.hexdigest(), fields)
+
+    @property
+    def max_new_tokens(self) -> int:
+        kwargs = self.task.config.generation_kwargs or {}
+        return int(kwargs.get("max_new_tokens") or 16)
+
+    @property
+    def metric(self) -> str:
+        """The task's first metric: what accuracy means here."""
+        return str(self.task.config.metric_list[0]["metric"])
+
+    def score(self, document: Document, answer: str) -> float:
+        """The task's own score of an answer. Raises InputError when it is no number."""
+        value = self.task.process_results(document.fields, [answer]).get(self.metric)
+        if not isinstance(value, int | float):
+            raise InputError(f"task {self.task.config.task} scores {self.metric} as {value!r}, not as a number")
+        return float(value)
+
+
+def _load_task(name: str) -> ConfigurableTask:
+    own = [path for path in data_folder("tasks").glob("*/*.yaml") if path.stem == name and not name.startswith("_")]
+    if own:
+        # Straight from its file: indexing all of lmms-eval's tasks takes many seconds.
+        config = load_yaml_config(str(own[0]))
+        return ConfigurableTask(config=config, model_name=MODEL_NAME)
+    manager = TaskManager("ERROR", include_path=str(data_folder("tasks")), model_name=MODEL_NAME)
+    if name not in manager.all_tasks:
+        raise InputError(f"unknown task {name!r}: `lmms-eval --tasks list` names them all")
+    task = get_task_dict([name], manager, "simple")[name]
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE != "generate_until":
+        raise InputError(f"task {name!r} is no generate_until task: the sweep needs generated answers")
+    return task

@@ -1,0 +1,77 @@
+"""The experiment's files: JSON with the published keys, per-document answers, and the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scipy.stats import binomtest
+
+from lmms_textweighted.sweep import Curve
+
+MAIN_STRATEGY = "text_weighted"
+
+
+def accuracy_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean score: Wilson's for 0/1 scores, the normal one otherwise."""
+    count = len(scores)
+    if all(score in (0.0, 1.0) for score in scores):
+        interval = binomtest(int(sum(scores)), count).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+    mean = fmean(scores)
+    variance = sum((score - mean) ** 2 for score in scores) / max(1, count - 1)
+    half = 1.96 * (variance / count) ** 0.5
+    return mean - half, mean + half
+
+
+def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
+    """One strategy's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null."""
+    intervals = [accuracy_interval([o.score for o in outcomes]) for outcomes in curve.outcomes]
+    return {
+        "tokens": [image_tokens if budget is None else budget for budget in curve.budgets],
+        "accuracies": [fmean(o.score for o in outcomes) for outcomes in curve.outcomes],
+        "accuracy_low": [low for low, _ in intervals],
+        "accuracy_high": [high for _, high in intervals],
+        "exact_equality": [fmean(o.exact for o in outcomes) for outcomes in curve.outcomes],
+        "numeric_ranks": [_mean([o.numeric_rank for o in outcomes]) for outcomes in curve.outcomes],
+        "effective_ranks": [_mean([o.effective_rank for o in outcomes]) for outcomes in curve.outcomes],
+        "equivalent_tokens": [fmean(o.equivalent_tokens for o in outcomes) for outcomes in curve.outcomes],
+        "flops_ratio": [fmean(o.flops_ratio for o in outcomes) for outcomes in curve.outcomes],
+    }
+
+
+def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: int, image_tokens: int) -> dict[str, Any]:
+    """The whole result. The published keys stand at the top, for the text-weighted strategy where it was run."""
+    blocks = {curve.strategy: summarise(curve, image_tokens) for curve in curves}
+    top: dict[str, Any] = {}
+    if MAIN_STRATEGY in blocks:
+        main = blocks[MAIN_STRATEGY]
+        top = {
+            "tokens": main["tokens"],
+            "accuracies": main["accuracies"],
+            f"layer{layers - 1}_numeric_ranks": main["numeric_ranks"],
+            f"layer{layers - 1}_effective_ranks": main["effective_ranks"],
+        }
+    return {**top, "strategies": blocks, "meta": meta}
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def write_answers(path: Path, curves: Sequence[Curve], documents: Sequence[dict[str, Any]]) -> None:
+    """JSON lines: one document at one point a line, so that runs can be compared document by document."""
+    with path.open("w") as file:
+        for curve in curves:
+            for budget, outcomes in zip(curve.budgets, curve.outcomes, strict=True):
+                for document, outcome in zip(documents, outcomes, strict=True):
+                    line = {"strategy": curve.strategy, "tokens": budget, **document, **vars(outcome)}
+                    file.write(json.dumps(line) + "\n")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,158 @@
+"""The experiment: accuracy and ranks of every strategy at every budget, each document prefilled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lmms_textweighted.cost import DecoderShape, equivalent_tokens, prefill_flops
+from lmms_textweighted.errors import PlanError
+from lmms_textweighted.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
+from lmms_textweighted.inference import PrunedLlava
+from lmms_textweighted.plan import Stage, make_plan
+from lmms_textweighted.prompts import Message
+from lmms_textweighted.pruner import find_decoder
+
+TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strategy at one budget. budget None: nothing is removed."""
+
+    strategy: str
+    budget: int | None
+    stage: Stage | None
+
+
+@dataclass
+class Outcome:
+    """What one point did with one document."""
+
+    answer: str
+    score: float
+    exact: bool
+    numeric_rank: float | None
+    effective_rank: float | None
+    equivalent_tokens: float
+    flops_ratio: float
+
+
+@dataclass
+class Curve:
+    """One strategy's outcomes: for each budget, largest first, one outcome a document."""
+
+    strategy: str
+    budgets: list[int | None]
+    outcomes: list[list[Outcome]] = field(default_factory=list)
+
+
+def make_points(strategies: Sequence[str], budgets: Sequence[int], pruning_layer: int | None) -> list[Point]:
+    """All points of a sweep, strategy by strategy. Raises PlanError as `make_plan` does."""
+    points = []
+    for strategy in strategies:
+        if strategy == "none":
+            points.append(Point(strategy, None, None))
+            continue
+        layer = pruning_layer if make_plan(strategy).stages[0].layer == make_plan("text_weighted").stages[0].layer else None
+        for budget in budgets:
+            points.append(Point(strategy, budget, make_plan(strategy, pruning_layer=layer, keep_tokens=budget).stages[0]))
+    return points
+
+
+def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
+    """Raise PlanError when a point does not fit the model."""
+    config = llava.model.config
+    for point in points:
+        if point.stage is not None:
+            make_plan(
+                point.strategy, pruning_layer=point.stage.layer, keep_tokens=point.budget
+            ).check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+
+
+def run_document(
+    llava: PrunedLlava,
+    message: Message,
+    points: Sequence[Point],
+    *,
+    max_new_tokens: int,
+    ranks: bool,
+    judge: Callable[[str], tuple[float, bool]],
+) -> list[Outcome]:
+    """One document at every point. judge: answer -> (the task's score, whole answer equal to the target)."""
+    inputs = llava.encode([[message]])
+    shape = DecoderShape.from_config(find_decoder(llava.model).config)
+    outcomes: list[Outcome | None] = [None] * len(points)
+    default_layer = next((point.stage.layer for point in points if point.stage), 0)
+    layers = sorted({point.stage.layer if point.stage else default_layer for point in points})
+    with torch.inference_mode():
+        for layer in layers:
+            here = [
+                place
+                for place, point in enumerate(points)
+                if (point.stage.layer if point.stage else default_layer) == layer
+            ]
+            scorers = sorted({point.stage.scorer for place in here if (point := points[place]).stage})
+            prefix = run_prefix(llava.model, inputs, layer, scorers, seed=llava.seed)
+            for place, done, kept in _continue(llava, prefix, points, here, max_new_tokens, ranks):
+                lengths, images = row_lengths(prefix, shape, kept)
+                whole = [prefix.layout.lengths[0]] * shape.layers
+                text = llava.processor.tokenizer.decode(done.tokens, skip_special_tokens=True).strip()
+                score, exact = judge(text)
+                outcomes[place] = Outcome(
+                    answer=text,
+                    score=score,
+                    exact=exact,
+                    numeric_rank=done.ranks.numeric_mean if done.ranks else None,
+                    effective_rank=done.ranks.effective_mean if done.ranks else None,
+                    equivalent_tokens=equivalent_tokens(images),
+                    flops_ratio=prefill_flops(shape, lengths) / prefill_flops(shape, whole),
+                )
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _continue(
+    llava: PrunedLlava, prefix: Prefix, points: Sequence[Point], here: list[int], max_new_tokens: int, ranks: bool
+) -> Iterator[tuple[int, Continuation, int]]:
+    """(point, outcome, image tokens kept) of all points of one layer; equal kept sets run once."""
+    sizes = prefix.layout.image_sizes[0]
+    rows: dict[Any, list[int]] = {}
+    kept: dict[Any, torch.Tensor] = {}
+    for place in here:
+        stage = points[place].stage
+        if not sizes or stage is None or all(stage.keep(size) == size for size in sizes):
+            key: Any = None
+            kept[key] = prefix.image
+        else:
+            assert stage.keep_tokens is not None
+            key = (stage.scorer, stage.keep_tokens)
+            kept[key] = prefix.keep(stage.scorer, stage.keep_tokens)
+        rows.setdefault(key, []).append(place)
+    # Rows of similar length share a batch, so that little of it is filler.
+    order = sorted(rows, key=lambda key: len(kept[key]), reverse=True)
+    text = prefix.layout.lengths[0] - sum(sizes)
+    while order:
+        size = max(1, TOKENS_A_BATCH // (len(kept[order[0]]) + text))
+        batch, order = order[:size], order[size:]
+        done = continue_prefix(
+            llava.model, prefix, [kept[key] for key in batch], max_new_tokens=max_new_tokens, ranks=ranks
+        )
+        for key, outcome in zip(batch, done, strict=True):
+            for place in rows[key]:
+                yield place, outcome, len(kept[key])
+
+
+def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> list[Curve]:
+    """Turn outcomes by document into curves by strategy."""
+    curves: dict[str, Curve] = {}
+    for place, point in enumerate(points):
+        curve = curves.setdefault(point.strategy, Curve(point.strategy, []))
+        curve.budgets.append(point.budget)
+        curve.outcomes.append([outcomes[place] for outcomes in documents])
+    return list(curves.values())
+
+
+__all__ = ["Curve", "Outcome", "PlanError", "Point", "check_points", "collect", "make_points", "run_document"]
