@@ -1,10 +1,10 @@
 """Prune a LLaVA's image tokens by text-weighted attention, and measure what that costs and saves.
 
-    from lmms_textweighted import load, make_plan, prune
+from lmms_textweighted import load, make_plan, prune
 
-    model, processor = load("tiny")
-    with prune(model, make_plan("text_weighted", keep_tokens=64)) as trace:
-        model.generate(...)
+model, processor = load("tiny")
+with prune(model, make_plan("text_weighted", keep_tokens=64)) as trace:
+    model.generate(...)
 """
 
 from __future__ import annotations

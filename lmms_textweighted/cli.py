@@ -78,7 +78,9 @@ def export_scienceqa(
 def sweep(
     context: typer.Context,
     model_path: Annotated[str, typer.Option(help="`tiny`, a folder or a hub name.")] = "tiny",
-    model_base: Annotated[str | None, typer.Option(help="Base weights of a LoRA checkpoint; not supported yet.")] = None,
+    model_base: Annotated[
+        str | None, typer.Option(help="Base weights of a LoRA checkpoint; not supported yet.")
+    ] = None,
     conv_mode: Annotated[str, typer.Option(help="Prompt template: vicuna_v1 or hf.")] = "vicuna_v1",
     task: Annotated[str, typer.Option(help="A task of ours or of lmms-eval.")] = "shapes_mcq",
     num_samples: Annotated[str, typer.Option(help="The first N documents, or `all`.")] = "50",
@@ -86,9 +88,12 @@ def sweep(
     tokens: Annotated[str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64.")] = "576:16:-10",
     strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "text_weighted,fastv,random,none",
     single_pred_prompt: Annotated[
-        bool, typer.Option("--single-pred-prompt", help="Append the single-prediction prompt where the task's lacks it.")
+        bool,
+        typer.Option("--single-pred-prompt", help="Append the single-prediction prompt where the task's lacks it."),
     ] = False,
-    fast_v_sys_length: Annotated[int | None, typer.Option(help="Tokens before the image; checked, never assumed.")] = None,
+    fast_v_sys_length: Annotated[
+        int | None, typer.Option(help="Tokens before the image; checked, never assumed.")
+    ] = None,
     fast_v_image_token_length: Annotated[int | None, typer.Option(help="Image tokens; checked, never assumed.")] = None,
     ranks: Annotated[bool, typer.Option(help="Measure the last layer's ranks.")] = True,
     seed: Annotated[int, typer.Option(help="Of the random strategy.")] = 0,
@@ -119,7 +124,9 @@ def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str,
     named = {str(key).replace("-", "_"): value for key, value in loaded.items()}
     unknown = sorted(set(named) - known)
     if unknown:
-        raise InputError(f"config {str(path)!r} has the unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        raise InputError(
+            f"config {str(path)!r} has the unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}"
+        )
     given = {name for name in known if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
     return {name: value for name, value in named.items() if name not in given}
 

@@ -83,16 +83,20 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     console = Console()
     _quiet()
     model, processor = load(experiment.model_path, experiment.load_options)
-    llava = PrunedLlava(
-        model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated
-    )
+    llava = PrunedLlava(model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated)
     check_points(experiment.points, llava)
     documents = Documents.of_task(
         experiment.task, experiment.num_samples, single_prediction_prompt=experiment.single_pred_prompt
     )
     seen: list[Document] = []
     outcomes: list[list[Outcome]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         label = f"{len(documents)} documents x {len(experiment.points)} points"
         for document in progress.track(documents, total=len(documents), description=label):
@@ -180,10 +184,14 @@ def _table(data: dict[str, Any]) -> Table:
     for budget in budgets:
         place = figures["tokens"].index(budget) if budget in figures["tokens"] else None
         row = [str(budget)]
-        row += ["", ""] if place is None else [
-            f"{figures['equivalent_tokens'][place]:.0f}",
-            f"{figures['flops_ratio'][place]:.0%}",
-        ]
+        row += (
+            ["", ""]
+            if place is None
+            else [
+                f"{figures['equivalent_tokens'][place]:.0f}",
+                f"{figures['flops_ratio'][place]:.0%}",
+            ]
+        )
         for block in blocks.values():
             row.append(f"{block['accuracies'][block['tokens'].index(budget)]:.1%}" if budget in block["tokens"] else "")
         table.add_row(*row)

@@ -7,6 +7,7 @@ pruning layer are called here, on gathered hidden states, so that the two implem
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,7 @@ class Continuation:
 
 def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[str], *, seed: int = 0) -> Prefix:
     """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there."""
-    decoder: Any = find_decoder(model)
+    decoder = find_decoder(model)
     layout = find_layout(
         inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id, model.config.image_seq_length
     )
@@ -78,10 +79,8 @@ def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[s
         scores[RANDOM] = random_scores(len(image), ",".join(map(str, ids)), seed).to(image.device)
     cache = DynamicCache(config=decoder.config)
     with observing(decoder.layers[layer].self_attn, score), _stopping_before(decoder, layer + 1) as caught:
-        try:
+        with contextlib.suppress(_Stopped):
             model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except _Stopped:
-            pass
     return Prefix(layer, layout, caught[0], cache, scores)
 
 
@@ -89,7 +88,7 @@ def continue_prefix(
     model: Any, prefix: Prefix, kept: Sequence[torch.Tensor], *, max_new_tokens: int, ranks: bool = False
 ) -> list[Continuation]:
     """Go on from a prefix with each of several kept sets (image positions), decoding greedily. One batch."""
-    decoder: Any = find_decoder(model)
+    decoder = find_decoder(model)
     name, dtype = decoder.config._attn_implementation, prefix.hidden.dtype
     rest = ((prefix.layout.image[0] < 0) & prefix.layout.valid[0]).nonzero().flatten()
     rows = [torch.cat([rest, images]).sort().values for images in kept]
@@ -174,7 +173,7 @@ def _shared_cache(decoder: Any, prefix: Prefix, count: int) -> DynamicCache:
     """A cache of `count` rows whose first layers hold the prefix's keys and values."""
     cache = DynamicCache(config=decoder.config)
     for number in range(prefix.layer + 1):
-        layer = prefix.cache.layers[number]
+        layer: Any = prefix.cache.layers[number]
         cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), number)
     return cache
 

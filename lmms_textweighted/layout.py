@@ -94,7 +94,5 @@ def _runs(places: torch.Tensor, tokens_per_image: int | None) -> list[torch.Tens
     if not tokens_per_image:
         return runs
     return [
-        piece
-        for run in runs
-        for piece in (run.split(tokens_per_image) if len(run) % tokens_per_image == 0 else (run,))
+        piece for run in runs for piece in (run.split(tokens_per_image) if len(run) % tokens_per_image == 0 else (run,))
     ]

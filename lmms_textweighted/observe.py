@@ -25,7 +25,8 @@ _CHUNK_ELEMENTS = 1 << 25  # float32 elements of attention rows held at a time: 
 
 
 def _observed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    base, observer = module.config.textweighted_observer  # type: ignore[union-attr]
+    config: Any = module.config
+    base, observer = config.textweighted_observer
     observer(query, key, kwargs["scaling"])
     return base(module, query, key, *args, **kwargs)
 
@@ -53,9 +54,9 @@ def observing(attention: nn.Module, observer: Observer) -> Iterator[None]:
 
 
 def _base_implementation(attention: nn.Module) -> Callable:
-    name = attention.config._attn_implementation  # type: ignore[union-attr]
-    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    config: Any = attention.config
+    eager: Any = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
 
 
 def attention_rows(
@@ -84,7 +85,9 @@ def attention_rows(
     parts = []
     for start in range(0, heads, step):
         chunk = queries[start : start + step]
-        mates = keys.repeat_interleave(groups, dim=0)[start : start + step] if groups > 1 else keys[start : start + step]
+        mates = (
+            keys.repeat_interleave(groups, dim=0)[start : start + step] if groups > 1 else keys[start : start + step]
+        )
         weights = (chunk @ mates.mT).masked_fill(hidden, float("-inf")).softmax(dim=-1)
         if mean_over_heads:
             part = weights.sum(dim=0)

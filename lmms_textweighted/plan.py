@@ -43,7 +43,9 @@ class Stage:
         if not _is_int(self.layer) or self.layer < 0:
             raise PlanError(f"pruning layer is {self.layer!r}: give a decoder layer's number, counted from 0")
         if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer):
-            raise PlanError(f"score_layer is {self.score_layer!r}: give a layer from 0 to the pruning layer {self.layer}")
+            raise PlanError(
+                f"score_layer is {self.score_layer!r}: give a layer from 0 to the pruning layer {self.layer}"
+            )
         if (self.keep_tokens is None) == (self.keep_ratio is None):
             raise PlanError(
                 f"keep_tokens is {self.keep_tokens!r} and keep_ratio is {self.keep_ratio!r}: give exactly one of them"
@@ -157,7 +159,9 @@ def make_plan(
     if keep_tokens is None and keep_ratio is None:
         keep_tokens = DEFAULT_KEEP_TOKENS
     if fixed_layer is not None and pruning_layer not in (None, fixed_layer):
-        raise PlanError(f"pruning_layer is {pruning_layer}, but {strategy} prunes after layer {fixed_layer}: leave it out")
+        raise PlanError(
+            f"pruning_layer is {pruning_layer}, but {strategy} prunes after layer {fixed_layer}: leave it out"
+        )
     if pruning_layer is None:
         pruning_layer = DEFAULT_LAYER if fixed_layer is None else fixed_layer
     stage = Stage(scorer or "last_row", pruning_layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)

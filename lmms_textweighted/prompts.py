@@ -91,9 +91,7 @@ def hf(messages: Sequence[Message], processor: Any) -> str:
         }
         for message in messages
     ]
-    return processor.apply_chat_template(
-        plain, tokenize=False, add_generation_prompt=messages[-1].role != "assistant"
-    )
+    return processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=messages[-1].role != "assistant")
 
 
 TEMPLATES = {"vicuna_v1": vicuna_v1, "hf": hf}

@@ -57,9 +57,10 @@ def prune(
         yield session.trace
 
 
-def find_decoder(model: nn.Module) -> nn.Module:
+def find_decoder(model: nn.Module) -> Any:
     """The decoder inside a model: the module that owns the list of layers. Raises PlanError when there is none."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    given: Any = model
+    decoder = given.get_decoder() if hasattr(given, "get_decoder") else given
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise PlanError(f"{type(model).__name__} has no list of decoder layers: give a LLaVA with a Llama-like decoder")
     return decoder
@@ -69,8 +70,8 @@ def find_decoder(model: nn.Module) -> nn.Module:
 class _Shortened:
     """The sequence that the layers after a stage see.
 
-    inner: [B, L] positions in the sequence that the stage's layer saw, ascending, right-aligned. index: the same tokens'
-    positions in the original sequence. present: bool [B, L], False at fillers in front of rows that have fewer tokens.
+    inner: [B, L] positions in the sequence that the stage's layer saw, ascending, right-aligned. index: the same
+    tokens' positions in the original sequence. present: bool [B, L], False at fillers in front of shorter rows.
     """
 
     inner: torch.Tensor
@@ -91,15 +92,17 @@ class _Session:
         self, model: nn.Module, plan: Plan, *, ranks: bool, random_keys: Sequence[str] | None, seed: int
     ) -> None:
         self.model, self.plan, self.ranks, self.random_keys, self.seed = model, plan, ranks, random_keys, seed
-        self.decoder: Any = find_decoder(model)
+        self.decoder = find_decoder(model)
         self.layers: nn.ModuleList = self.decoder.layers
         config: Any = model.config
         plan.check(len(self.layers))
         if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers):
-            raise PlanError("the decoder has sliding-window attention, whose window would count removed tokens: not supported")
-        self.image_token_id = getattr(config, "image_token_id", None)
-        if self.image_token_id is None:
+            raise PlanError(
+                "the decoder has sliding-window attention, whose window would count removed tokens: not supported"
+            )
+        if getattr(config, "image_token_id", None) is None:
             raise PlanError(f"{type(model).__name__} names no image_token_id in its config: give a LLaVA")
+        self.image_token_id: int = config.image_token_id
         self.tokens_per_image = getattr(config, "image_seq_length", None)
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.trace = Trace()
@@ -126,7 +129,7 @@ class _Session:
             stack.enter_context(observing(self._attention(last), self._rank_observer))
 
     def _attention(self, layer: int) -> nn.Module:
-        return self.layers[layer].self_attn  # type: ignore[return-value]
+        return self.decoder.layers[layer].self_attn
 
     # The whole model: prefill or decoding?
 
@@ -327,7 +330,9 @@ class _Session:
             return None
         rows = shortened.index.shape[0]
         if mask is None:
-            raise PlanError("decoding rows of different lengths needs an attention_mask: pass the processor's to generate")
+            raise PlanError(
+                "decoding rows of different lengths needs an attention_mask: pass the processor's to generate"
+            )
         length = mask.shape[-1]
         new = torch.arange(self.full_length, length, device=mask.device).expand(rows, -1)
         keys = torch.cat([shortened.index, new], dim=1)

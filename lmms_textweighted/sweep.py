@@ -57,9 +57,13 @@ def make_points(strategies: Sequence[str], budgets: Sequence[int], pruning_layer
         if strategy == "none":
             points.append(Point(strategy, None, None))
             continue
-        layer = pruning_layer if make_plan(strategy).stages[0].layer == make_plan("text_weighted").stages[0].layer else None
+        layer = (
+            pruning_layer if make_plan(strategy).stages[0].layer == make_plan("text_weighted").stages[0].layer else None
+        )
         for budget in budgets:
-            points.append(Point(strategy, budget, make_plan(strategy, pruning_layer=layer, keep_tokens=budget).stages[0]))
+            points.append(
+                Point(strategy, budget, make_plan(strategy, pruning_layer=layer, keep_tokens=budget).stages[0])
+            )
     return points
 
 
@@ -68,9 +72,9 @@ def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
     config = llava.model.config
     for point in points:
         if point.stage is not None:
-            make_plan(
-                point.strategy, pruning_layer=point.stage.layer, keep_tokens=point.budget
-            ).check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+            make_plan(point.strategy, pruning_layer=point.stage.layer, keep_tokens=point.budget).check(
+                config.get_text_config().num_hidden_layers, config.image_seq_length
+            )
 
 
 def run_document(

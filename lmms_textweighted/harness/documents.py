@@ -40,7 +40,7 @@ class Documents:
 
     @classmethod
     def of_task(cls, name: str, count: int | None, *, single_prediction_prompt: bool) -> Documents:
-        """Load a task by name: our own, or any generate_until task of lmms-eval. Raises InputError when there is none."""
+        """Load a task by name: ours, or any generate_until task of lmms-eval. Raises InputError when there is none."""
         return cls(_load_task(name), count, single_prediction_prompt)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""lmms-eval's generation kwargs -> how we decode. The given dict is never changed: its cache key is made again later."""
+"""lmms-eval's generation kwargs -> how we decode. The dict is never changed: its cache key is made again later."""
 
 from __future__ import annotations
 

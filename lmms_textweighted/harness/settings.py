@@ -46,7 +46,9 @@ class Settings:
         for name in arguments:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise InputError(f"unknown model argument {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}")
+                raise InputError(
+                    f"unknown model argument {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}"
+                )
         settings = cls(**arguments)
         check_template(settings.conv_template)
         if not isinstance(settings.seed, int) or isinstance(settings.seed, bool):

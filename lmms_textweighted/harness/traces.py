@@ -80,7 +80,7 @@ def make_current(store: TraceStore) -> None:
 
 def leave_current(store: TraceStore) -> None:
     """The model is done: documents of a next model, which may not be ours, must not find this store."""
-    if _CURRENT == [store.key]:
+    if [store.key] == _CURRENT:
         _CURRENT.clear()
 
 

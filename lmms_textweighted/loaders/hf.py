@@ -47,11 +47,12 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
     dtype = _dtype(options.dtype, device)
     folder = resolve(pretrained)
     _check_config(pretrained, folder, options.revision)
-    placed = {"device_map": options.device_map} if options.device_map else {}
-    attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    if options.attn_implementation:
+        placed["attn_implementation"] = options.attn_implementation
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            folder, revision=options.revision, dtype=dtype, **placed, **attention
+        model: Any = LlavaForConditionalGeneration.from_pretrained(
+            folder, revision=options.revision, dtype=dtype, **placed
         )
         processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
     except (OSError, ValueError, ImportError, RuntimeError) as error:

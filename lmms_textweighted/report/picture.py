@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 LABELS = {
     "text_weighted": "text-weighted",
@@ -61,7 +61,12 @@ def _published_view(axes: Axes, data: dict[str, Any]) -> None:
         low, high = min(values), max(values)
         normalised = [(value - low) / (high - low) if high > low else 1.0 for value in values]
         axes.plot(
-            block["tokens"], normalised, color=color, marker=marker, markersize=4, label=f"{label} ({low:.3g} to {high:.3g})"
+            block["tokens"],
+            normalised,
+            color=color,
+            marker=marker,
+            markersize=4,
+            label=f"{label} ({low:.3g} to {high:.3g})",
         )
     axes.invert_xaxis()
     axes.set(
@@ -83,14 +88,21 @@ def _accuracy(axes: Axes, data: dict[str, Any]) -> None:
             axes.axhline(accuracy, color="black", linestyle="--", linewidth=1, label=f"no pruning ({accuracy:.1%})")
             continue
         color, marker = STYLES.get(name, ("#000000", "x"))
-        axes.plot(block["tokens"], block["accuracies"], color=color, marker=marker, markersize=4, label=LABELS.get(name, name))
+        axes.plot(
+            block["tokens"], block["accuracies"], color=color, marker=marker, markersize=4, label=LABELS.get(name, name)
+        )
         axes.fill_between(
             block["tokens"], block["accuracy_low"], block["accuracy_high"], color=color, alpha=0.15, linewidth=0
         )
     chance = data["meta"].get("chance")
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance ({chance:.1%})")
-    axes.set(xlabel="image tokens kept", ylabel="accuracy", title="accuracy of the pruned model, 95 % intervals", ylim=(0, 1.02))
+    axes.set(
+        xlabel="image tokens kept",
+        ylabel="accuracy",
+        title="accuracy of the pruned model, 95 % intervals",
+        ylim=(0, 1.02),
+    )
     axes.invert_xaxis()
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
     axes.legend(fontsize=8, loc="lower left")

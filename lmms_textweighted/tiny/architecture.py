@@ -7,6 +7,7 @@ vicuna prompt: everything a LLaVA-1.5 has, at about 2.5 million parameters.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -42,7 +43,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on every sentence the set can hold: each of its words is one token, any text is lossless."""
+    """Byte-level BPE trained on the set's own sentences: each of their words is one token, any text is lossless."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +88,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     """A LLaVA with fresh weights, from torch's global random state."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -115,13 +116,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=scenes.GRID**2,
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,
         tie_word_embeddings=False,
     )
-    model = LlavaForConditionalGeneration(config)
+    model: Any = LlavaForConditionalGeneration(config)
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -132,14 +133,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
     return model
 
 
-def _place_embeddings(tower: torch.nn.Module) -> None:
+def _place_embeddings(tower: Any) -> None:
     """Start the tower's position embeddings as a 2-D sine table at the patches' own scale.
 
     CLIP's initial 0.02 is lost beside the pixels, and features without a place cannot answer "where".
     """
-    embedding = tower.get_submodule(
-        "vision_model.embeddings" if hasattr(tower, "vision_model") else "embeddings"
-    ).position_embedding
+    embedding = tower.embeddings.position_embedding
     quarter = WIDTH // 4
     frequencies = torch.pi / scenes.GRID * torch.arange(1, quarter + 1) / 2
     place = torch.arange(scenes.GRID) + 0.5
@@ -159,11 +158,15 @@ def _corpus() -> list[str]:
         if asked == named:
             continue
         for value in scenes.ATTRIBUTES[named]:
-            probe = scenes.Object(**{**dict(shape="", color="", place="", width=2, row=0, column=0), named: value})
-            lines.append(questions.question_text(asked, named, probe))
+            lines.append(questions.question_text(asked, named, value))
     words = [word for values in scenes.ATTRIBUTES.values() for word in values]
     lines += [MATCH_PROMPT.format(word) for word in words]
     lines += [f"\n{letter}. {word}" for letter in questions.LETTERS for word in words]
     lines += [f" {letter}" for letter in questions.LETTERS]
-    lines += [f" {color} {shape} in the {place}," for color in scenes.COLORS for shape in scenes.SHAPES for place in scenes.PLACES]
+    lines += [
+        f" {color} {shape} in the {place},"
+        for color in scenes.COLORS
+        for shape in scenes.SHAPES
+        for place in scenes.PLACES
+    ]
     return lines

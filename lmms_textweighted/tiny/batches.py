@@ -130,7 +130,7 @@ def _pack(
 
 
 def _dialogue(kind: str, scene: scenes.Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """One conversation: what stands after the picture, the answer, and the word that the answer needs ("" for a list)."""
+    """One conversation: what stands after the picture, the answer, and the word it needs ("" for a list)."""
     if kind == "caption":
         text = questions.caption(scene, rng)
         return f"\n{CAPTION_PROMPT} ASSISTANT:", text, text.split()[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmms_textweighted.tiny.scenes import Object, Scene
+from lmms_textweighted.tiny.scenes import Scene
 
 LETTERS = "ABCDE"
 MIN_CHOICES, MAX_CHOICES = 2, 5
@@ -24,9 +24,9 @@ _TEMPLATES = {
 KINDS = tuple((asked, named) for asked in _TEMPLATES for named in _NAMES if asked != named)
 
 
-def question_text(asked: str, named: str, item: Object) -> str:
-    """The question that asks `item`'s attribute `asked` and names the object by its attribute `named`."""
-    return _TEMPLATES[asked].format(_NAMES[named].format(getattr(item, named)))
+def question_text(asked: str, named: str, value: str) -> str:
+    """The question that asks the attribute `asked` of the object whose attribute `named` is `value`."""
+    return _TEMPLATES[asked].format(_NAMES[named].format(value))
 
 
 def make_question(
@@ -53,7 +53,7 @@ def make_question(
     place = int(rng.integers(count)) if answer is None else answer
     choices.insert(place, getattr(item, asked))
     return {
-        "question": question_text(asked, named, item),
+        "question": question_text(asked, named, getattr(item, named)),
         "choices": choices,
         "answer": place,
         "hint": HINT if rng.random() < 0.25 else "",

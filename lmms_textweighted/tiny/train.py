@@ -20,12 +20,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from lmms_textweighted.tiny import questions, scenes
 from lmms_textweighted.tiny.architecture import WIDTH, build_model, build_processor, build_tokenizer
@@ -68,7 +68,7 @@ STAGES = {
         horizon=2500,
     ),
     "answers": StageSettings(
-        2000,
+        1500,
         8,
         96,
         {"letter": 6, "word": 3, "match": 1, "list": 1, "caption": 1},
@@ -79,7 +79,7 @@ STAGES = {
         letter_weight=0.1,
     ),
     "full": StageSettings(
-        600,
+        500,
         4,
         NUM_PATCHES,
         {"letter": 8, "word": 2, "match": 1, "list": 1, "caption": 1},
@@ -112,7 +112,7 @@ class Readers(nn.Module):
         return total
 
 
-def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor, *, tower_learns: bool) -> torch.Tensor:
+def image_features(model: Any, pixels: torch.Tensor, *, tower_learns: bool) -> torch.Tensor:
     """The projector's output [P, 576, WIDTH]."""
     with torch.set_grad_enabled(tower_learns):
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
@@ -121,7 +121,7 @@ def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor, *
 
 
 def language_loss(
-    model: LlavaForConditionalGeneration, reader: Readers, batch: Batch, settings: StageSettings, blind: torch.Tensor
+    model: Any, reader: Readers, batch: Batch, settings: StageSettings, blind: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Next-token loss of the answers, plus the word and the letters readable in between. `blind`: bool [P]."""
     language = model.model.language_model
@@ -172,7 +172,7 @@ def language_loss(
     return loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss, report
 
 
-def _read(model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = labels >= 0
     return model.lm_head(model.model.language_model.norm(hidden[chosen])).float(), labels[chosen]
 
@@ -212,7 +212,17 @@ def train(output: Path, *, seed: int, device: str, stop_after: str | None = None
     build_processor(tokenizer).save_pretrained(output / "checkpoint")
 
 
-def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device) -> None:
+def run_stage(
+    model: Any,
+    reader: Readers,
+    tokenizer: Any,
+    name: str,
+    settings: StageSettings,
+    output: Path,
+    *,
+    seed: list[int],
+    device: str,
+) -> None:
     """One stage, from its last saved step if there is one."""
     tower_stage = name == "tower"
     modules = [model.model.multi_modal_projector, reader]
@@ -221,11 +231,13 @@ def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device)
     matrices = [value for key, value in parameters if value.ndim == 2 and "layers." in key]
     chosen = {id(value) for value in matrices}
     others = [value for _, value in parameters if id(value) not in chosen]
-    optimizers = [
+    optimizers: list[Any] = [
         torch.optim.Muon(matrices, lr=settings.muon, weight_decay=0.01),
         torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
     ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, settings)) for o in optimizers]
+    schedules: list[Any] = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, settings)) for o in optimizers
+    ]
     partial, first = output / f"{name}.part.pt", 0
     if partial.exists():
         state = _load(partial, model, reader)
@@ -239,7 +251,7 @@ def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device)
             tokenizer, rng, pictures=settings.pictures, image_tokens=settings.image_tokens, kinds=settings.kinds
         )
         batch = Batch(**{key: value.to(device) for key, value in vars(batch).items()})
-        with torch.autocast(device.split(':')[0], dtype=torch.bfloat16):
+        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
             if tower_stage:
                 loss = reader.patch_loss(image_features(model, batch.pixels, tower_learns=True), batch.patch_labels)
                 report = {"loss": loss.item()}
@@ -253,9 +265,9 @@ def run_stage(model, reader, tokenizer, name, settings, output, *, seed, device)
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 20 == 0:
-            report = {"stage": name, "step": step + 1, **{k: round(v, 4) for k, v in report.items()}}
-            report["seconds_per_step"] = round((time.perf_counter() - began) / (step + 1 - first), 3)
-            line = json.dumps(report)
+            line_data: dict[str, Any] = {"stage": name, "step": step + 1, **{k: round(v, 4) for k, v in report.items()}}
+            line_data["seconds_per_step"] = round((time.perf_counter() - began) / (step + 1 - first), 3)
+            line = json.dumps(line_data)
             print(line, flush=True)
             with (output / "log.jsonl").open("a") as log:
                 log.write(line + "\n")
@@ -286,7 +298,7 @@ def _load(path: Path, model: nn.Module, reader: nn.Module) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,42 @@
+# `make demo` and `make test` set everything up on a machine that has only Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-fast lint format clean
+
+demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
+	$(BIN)/lmms-textweighted config shapes --output demo-config.yaml
+	$(BIN)/lmms-eval --config demo-config.yaml --limit 100 --output_path demo/lmms-eval
+	$(BIN)/lmms-textweighted sweep --num-samples 100 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
+		--output-dir demo/sweep
+
+test: lint  ## ruff, mypy and the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.tested  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo demo-config.yaml build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lint]"
+	touch $@

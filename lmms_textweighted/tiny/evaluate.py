@@ -1,0 +1,81 @@
+"""What the embedded model can do and what it loses: `python -m lmms_textweighted.tiny.evaluate`.
+
+Accuracy on the shipped test set with all image tokens, with a blank picture, with every image token removed after the
+pruning layer, and at a few budgets of each strategy, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from scipy.stats import binomtest
+
+from lmms_textweighted.fanout import continue_prefix, run_prefix
+from lmms_textweighted.inference import PrunedLlava
+from lmms_textweighted.loaders.hf import load
+from lmms_textweighted.plan import DEFAULT_LAYER
+from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, user_message
+from lmms_textweighted.tiny.questions import LETTERS, choices_text
+from lmms_textweighted.tiny.scenes import IMAGE_SIZE
+from lmms_textweighted.tiny.testset import SIZE, load_testset
+
+SCORERS = {"text_weighted": "text_weighted", "fastv": "last_row", "random": "random"}
+
+
+def answers(
+    pretrained: str = "tiny",
+    *,
+    count: int = SIZE,
+    budgets: Sequence[int] = (192, 64, 16),
+    layer: int = DEFAULT_LAYER,
+) -> dict[str, list[bool]]:
+    """Condition -> whether each of the first `count` documents was answered right.
+
+    Conditions: `all`, `blank picture`, `no image tokens`, and `{strategy} {budget}`. Removal is after `layer`.
+    """
+    model, processor = load(pretrained)
+    llava = PrunedLlava(model, processor)
+    blank = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (175, 175, 175))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for document in load_testset().select(range(count)):
+        context = f"Context: {document['hint']}\n" if document["hint"] else ""
+        choices = choices_text(document["choices"])
+        prompt = f"{context}{document['question']}\n{choices}{SINGLE_PREDICTION_PROMPT}"
+        target = LETTERS[document["answer"]]
+        for picture, conditions in ((document["image"], None), (blank, ["blank picture"])):
+            inputs = llava.encode([[user_message(prompt, [picture])]])
+            with torch.inference_mode():
+                prefix = run_prefix(model, inputs, layer, sorted(SCORERS.values()) if conditions is None else [])
+                kept = [prefix.image]
+                if conditions is None:
+                    kept.append(prefix.image[:0])
+                    kept += [prefix.keep(scorer, budget) for scorer in SCORERS.values() for budget in budgets]
+                done = continue_prefix(model, prefix, kept, max_new_tokens=4)
+            names = conditions or [
+                "all",
+                "no image tokens",
+                *(f"{strategy} {budget}" for strategy in SCORERS for budget in budgets),
+            ]
+            for name, outcome in zip(names, done, strict=True):
+                text = processor.tokenizer.decode(outcome.tokens, skip_special_tokens=True).strip()
+                right[name].append(text == target)
+    return dict(right)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pretrained", default="tiny")
+    parser.add_argument("--count", type=int, default=SIZE)
+    parser.add_argument("--layer", type=int, default=DEFAULT_LAYER)
+    arguments = parser.parse_args()
+    for name, hits in answers(arguments.pretrained, count=arguments.count, layer=arguments.layer).items():
+        interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+        print(f"{name:20} {sum(hits) / len(hits):6.1%}  [{interval.low:.1%}, {interval.high:.1%}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The embedded set and model: no leak, no shortcut, and what the model must be able to do and to lose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.tiny import scenes
+from lmms_textweighted.tiny.evaluate import answers
+from lmms_textweighted.tiny.questions import KINDS, make_question
+from lmms_textweighted.tiny.testset import SHA256, load_testset, make_documents, scenes_file, to_lines
+
+SCIENCEQA_FIELDS = {
+    "image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic", "category", "skill",
+    "lecture", "solution",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def descriptions():
+    return [json.loads(line) for line in scenes_file().read_text().splitlines()]
+
+
+def test_the_shipped_set_is_what_its_script_writes(descriptions):
+    text = to_lines(make_documents())
+    assert hashlib.sha256(text.encode()).hexdigest() == SHA256
+    assert text == scenes_file().read_text()
+
+
+def test_the_set_has_scienceqas_schema_and_loads_with_pictures():
+    documents = load_testset()
+    assert len(documents) == 500
+    assert set(documents.features) - {"id"} == SCIENCEQA_FIELDS
+    first = documents[0]
+    assert isinstance(first["image"], Image.Image)
+    assert first["image"].size == (336, 336)
+
+
+def test_every_question_has_one_right_answer_that_the_scene_gives(descriptions):
+    for document in descriptions:
+        objects = json.loads(document["scene"])["objects"]
+        asked, _, named = document["category"].partition(" by ")
+        matching = [item for item in objects if item[named] in document["question"].replace("?", "").split()]
+        assert len(matching) == 1, document["question"]
+        assert document["choices"][document["answer"]] == matching[0][asked]
+        present = {item[asked] for item in objects}
+        assert set(document["choices"]) <= present
+        assert len(set(document["choices"])) == len(document["choices"])
+
+
+def test_letters_are_balanced_and_guessers_stay_at_chance(descriptions):
+    """Always one letter, or the choice that is right most often in the set itself for the question's words."""
+    by_count = {count: [d for d in descriptions if len(d["choices"]) == count] for count in range(2, 6)}
+    assert all(len(group) == 125 for group in by_count.values())
+    for count, group in by_count.items():
+        letters = Counter(document["answer"] for document in group)
+        assert max(letters.values()) - min(letters.values()) <= 1
+        assert set(letters) == set(range(count))
+    chance = sum(1 / len(d["choices"]) for d in descriptions) / len(descriptions)
+    assert chance == pytest.approx(0.3208, abs=1e-3)
+
+    # A question-only guesser, trained on other held-out documents: the most frequent right word of each question.
+    favourite: dict[str, Counter] = {}
+    for document in make_documents(3000, seed=1):
+        favourite.setdefault(document["question"], Counter())[document["choices"][document["answer"]]] += 1
+    hits = sum(
+        max(d["choices"], key=lambda c: favourite.get(d["question"], Counter())[c]) == d["choices"][d["answer"]]
+        for d in descriptions
+    )
+    assert binomtest(hits, len(descriptions), chance).pvalue > 0.01
+
+
+def test_no_test_scene_is_on_the_training_side(descriptions):
+    tested = {scenes.Scene.from_dict(json.loads(d["scene"])).digest() for d in descriptions}
+    assert all(scenes.Scene.from_dict(json.loads(d["scene"])).is_held_out() for d in descriptions)
+    rng = np.random.default_rng(0)
+    trained = {scenes.random_scene(rng, held_out=False).digest() for _ in range(2000)}
+    assert not tested & trained
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_a_scene_survives_json_and_is_drawn_where_it_says(seed):
+    scene = scenes.random_scene(np.random.default_rng(seed), held_out=True)
+    assert scenes.Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+    pixels, labels = scenes.render(scene), scenes.patch_labels(scene)
+    assert pixels.shape == (336, 336, 3)
+    patches = pixels.reshape(24, 14, 24, 14, 3).transpose(0, 2, 1, 3, 4).reshape(576, -1)
+    coloured = (patches != scene.background).any(axis=1)
+    assert not coloured[labels[:, 0] < 0].any()
+    for item in scene.objects:
+        mine = patches.reshape(576, 196, 3)[labels[:, 0] == scenes.SHAPES.index(item.shape)].reshape(-1, 3)
+        colours = {tuple(pixel) for pixel in mine.tolist()} - {(scene.background,) * 3}
+        assert colours == {scenes.COLORS[item.color]}
+        row, column = item.row // 8, item.column // 8
+        assert scenes.PLACES.index(item.place) == row * 3 + column
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from(KINDS))
+def test_questions_are_reproducible(seed, kind):
+    scene = scenes.random_scene(np.random.default_rng(seed), held_out=False)
+    first, second = (make_question(scene, np.random.default_rng(seed), kind=kind) for _ in range(2))
+    assert first == second
+
+
+def test_the_checkpoint_is_small_and_safe():
+    files = list(checkpoint_folder().iterdir())
+    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+
+
+@pytest.mark.slow
+def test_the_model_sees_and_loses_what_it_cannot_see():
+    """The whole test set. Random pruning's intervals must lie apart from the unpruned model's."""
+    right = answers("tiny")
+    accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()}
+    interval = {name: binomtest(sum(hits), len(hits)).proportion_ci(method="wilson") for name, hits in right.items()}
+    assert len(right["all"]) == 500
+    assert accuracy["all"] >= 0.95
+    assert interval["blank picture"].low <= 0.3208 <= interval["blank picture"].high
+    assert accuracy["all"] - accuracy["no image tokens"] >= 0.30
+    assert accuracy["all"] - accuracy["random 64"] >= 0.10
+    assert accuracy["all"] - accuracy["random 16"] >= 0.25
+    assert interval["random 64"].high < interval["all"].low
+    assert interval["random 16"].high < interval["random 64"].low
