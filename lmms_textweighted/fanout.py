@@ -78,9 +78,12 @@ def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[s
         ids = inputs["input_ids"][0][layout.valid[0]].tolist()
         scores[RANDOM] = random_scores(len(image), ",".join(map(str, ids)), seed).to(image.device)
     cache = DynamicCache(config=decoder.config)
-    with observing(decoder.layers[layer].self_attn, score), _stopping_before(decoder, layer + 1) as caught:
-        with contextlib.suppress(_Stopped):
-            model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with (
+        observing(decoder.layers[layer].self_attn, score),
+        _stopping_before(decoder, layer + 1) as caught,
+        contextlib.suppress(_Stopped),
+    ):
+        model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix(layer, layout, caught[0], cache, scores)
 
 

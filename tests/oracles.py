@@ -32,7 +32,7 @@ def float64_copy(model: Any) -> Any:
 
 @contextmanager
 def masking(model: Any, removed: Removed) -> Iterator[None]:
-    """While open, no row of the layers after P sees the columns `removed[P]`. Eager attention, batch 1."""
+    """While open, no other row of the layers after P sees the tokens `removed[P]`. Eager attention, batch 1."""
 
     def hook(number: int) -> Callable:
         columns = [position for layer, gone in removed.items() if layer < number for position in gone]
@@ -40,6 +40,7 @@ def masking(model: Any, removed: Removed) -> Iterator[None]:
         def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             mask = kwargs["attention_mask"].clone()
             mask[:, :, :, columns] = torch.finfo(mask.dtype).min
+            mask[:, :, columns, columns] = 0  # to itself: a row that sees nothing is NaN, and nobody looks at this one
             kwargs["attention_mask"] = mask
             return args, kwargs
 
@@ -160,9 +161,7 @@ def expected_stages(
 
 def removed_by(trace: Any) -> dict[int, list[int]]:
     """What a document's trace says each stage removed."""
-    return {
-        stage.layer: sorted(set(stage.candidates.tolist()) - set(stage.kept.tolist())) for stage in trace.stages
-    }
+    return {stage.layer: sorted(set(stage.candidates.tolist()) - set(stage.kept.tolist())) for stage in trace.stages}
 
 
 # Ranks.

@@ -455,9 +455,7 @@ def test_positions_in_the_trace_do_not_count_padding(small_llava):
 def state(model):
     """All hooks and attention configs of a model."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-    hooks = {
-        (name, kind): list(getattr(module, kind)) for name, module in model.named_modules() for kind in kinds
-    }
+    hooks = {(name, kind): list(getattr(module, kind)) for name, module in model.named_modules() for kind in kinds}
     configs = [(id(layer.self_attn.config), layer.self_attn.config) for layer in model.model.language_model.layers]
     return hooks, [place for place, _ in configs], [copy.deepcopy(config.__dict__) for _, config in configs]
 
@@ -598,11 +596,14 @@ def test_random_keys_must_be_one_a_row(small_llava):
 # Ways of running.
 
 
-@pytest.mark.parametrize("name", ["text_weighted", "staged"])
-def test_beam_search_over_a_batch_equals_its_rows_one_by_one(small_llava, name):
+@pytest.mark.parametrize(
+    "plan",
+    [plan_of(PLANS["text_weighted"]), plan_of(PLANS["staged"]), make_plan("random", keep_tokens=5)],
+    ids=["text_weighted", "staged", "random"],
+)
+def test_beam_search_over_a_batch_equals_its_rows_one_by_one(small_llava, plan):
     model = small_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6), (8, IMAGE, 11)], seed=9)
-    plan = plan_of(PLANS[name])
     with prune(model, plan):
         together = answers(model, inputs, 5, num_beams=2)
         for row in (0, 1):
@@ -614,7 +615,12 @@ def test_beam_search_scores_are_those_of_the_masked_model(small_llava):
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=9)
     with prune(model, plan_of(PLANS["text_weighted"])) as trace:
         out = model.generate(
-            **inputs, max_new_tokens=4, num_beams=3, return_dict_in_generate=True, output_scores=True, length_penalty=0.0
+            **inputs,
+            max_new_tokens=4,
+            num_beams=3,
+            return_dict_in_generate=True,
+            output_scores=True,
+            length_penalty=0.0,
         )
     tokens = out.sequences[0, 25:].tolist()
     kept = {tuple(document.stages[0].kept.tolist()) for document in trace.documents}
@@ -674,7 +680,10 @@ def test_the_summary_is_plain_data(small_llava):
 
 def test_more_tokens_than_the_image_has(small_llava):
     model = small_llava()
-    with pytest.raises(PlanError, match=r"keep_tokens is 17, but the image has 16"), prune(model, make_plan(keep_tokens=17)):
+    with (
+        pytest.raises(PlanError, match=r"keep_tokens is 17, but the image has 16"),
+        prune(model, make_plan(keep_tokens=17)),
+    ):
         model(**make_inputs(model, [(3, IMAGE, 6)]))
 
 
@@ -758,7 +767,10 @@ def test_a_model_without_decoder_layers():
 
 def test_a_model_without_an_image_token(small_llava):
     model = LlamaForCausalLM(small_llava().config.text_config)
-    with pytest.raises(PlanError, match="LlamaForCausalLM names no image_token_id"), prune(model, make_plan(keep_tokens=4)):
+    with (
+        pytest.raises(PlanError, match="LlamaForCausalLM names no image_token_id"),
+        prune(model, make_plan(keep_tokens=4)),
+    ):
         pytest.fail("the context opened")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_column_sum_weights_of_a_matrix_worked_by_hand():
 
 
 def test_the_correction_removes_the_head_start_of_early_tokens():
-    """Rows that look at all they can see alike: debiased weights are equal per seeing row, plain ones favour token 0."""
+    """Rows that look alike at all they can see: plain weights favour the first token, debiased ones are equal."""
     flat = torch.ones(6, 6).tril() * 0.01
     assert column_sum_weights(flat)[0] == pytest.approx(6 * column_sum_weights(flat)[5].item())
     torch.testing.assert_close(debiased_column_sum_weights(flat), torch.full((6,), 1 / 6))
@@ -98,7 +99,7 @@ def test_ties_are_broken_by_position_among_many_tokens():
 def test_random_budgets_are_nested():
     scores = random_scores(64, "question 1", seed=5)
     kept = [set(top_tokens(scores, budget).tolist()) for budget in range(65)]
-    assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
+    assert all(small < large for small, large in pairwise(kept))
 
 
 def test_random_scores_are_an_order_of_all_tokens():
@@ -135,7 +136,9 @@ def test_attention_rows_equal_a_softmax_in_plain_loops(groups, padding):
     for head in range(heads):
         for place, row in enumerate(rows.tolist()):
             seen = range(padding, row + 1)
-            terms = [math.exp(scaling * float(query[head, row].double() @ key[head // groups, k].double())) for k in seen]
+            terms = [
+                math.exp(scaling * float(query[head, row].double() @ key[head // groups, k].double())) for k in seen
+            ]
             for k, term in zip(seen, terms, strict=True):
                 expected[head, place, k] = term / sum(terms)
     per_head = attention_rows(query, key, rows, valid, scaling, mean_over_heads=False)

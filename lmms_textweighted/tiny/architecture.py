@@ -127,9 +127,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     _place_embeddings(model.model.vision_tower)
-    # As large as the layers' updates: with the usual 0.02 a word's identity drowns in the first layer's output, and no
-    # later layer can find the choice that repeats it.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
     return model
 
 

@@ -1,14 +1,15 @@
 """Train the embedded model: `python -m lmms_textweighted.tiny.train --output DIR`.
 
-Four stages, each a pure function of the seed, resumable at any saved step:
+Five stages, each a pure function of the seed, resumable at any saved step:
 
 1. `tower`: the vision tower and the projector learn to say what each patch shows (shape, colour, place). All later
    stages keep the tower as it is then.
-2. `choices`: without the picture, the decoder learns to find the choice that repeats a word.
-3. `answers`: it learns to answer, on the objects' patches and some background, a dozen conversations to a picture. In
-   the first layers the text does not see the picture yet, so that the lookup is learned where a pruned model still
-   needs it: after the pruning layer.
-4. `full`: all 576 image tokens, seen from every layer.
+2. `lookup`: the decoder learns to name what the picture shows, on the objects' patches and some background, a dozen
+   conversations to a picture. In the first layers the text does not see the picture yet, so that the lookup is learned
+   where a pruned model still needs it: after the pruning layer.
+3. `letters`: with larger token embeddings, every choice learns which letter it has.
+4. `answers`: the last layers, started anew, learn to find the choice that repeats the word, and so the letter.
+5. `full`: all 576 image tokens, seen from every layer.
 
 Runs on two cores in bfloat16 autocast, or on a GPU with `--device cuda`.
 """
@@ -31,6 +32,7 @@ from lmms_textweighted.tiny import questions, scenes
 from lmms_textweighted.tiny.architecture import WIDTH, build_model, build_processor, build_tokenizer
 from lmms_textweighted.tiny.batches import NUM_PATCHES, Batch, make_batch
 
+EMBEDDING_GAIN = 12.0
 WORD_LAYER = 5  # after this many layers the answer word must be readable where the answer begins
 LETTER_LAYER = 3  # after this many layers a choice must know its letter
 BLIND_LAYERS = 3  # layers 0, 1, 2: the ones up to the default pruning layer
@@ -49,34 +51,46 @@ class StageSettings:
     blind: float = 0.0  # share of pictures that the text cannot see in the first layers
     word_weight: float = 0.0
     letter_weight: float = 0.0
+    fresh_layers: bool = False  # start the layers from WORD_LAYER on anew, and train only those
     warmup: int = 50
     horizon: int | None = None  # steps until the learning rate has decayed; the stage's own when None
 
 
 STAGES = {
     "tower": StageSettings(700, 16, NUM_PATCHES, {"word": 1}, muon=6e-3, adamw=1.2e-3),
-    "choices": StageSettings(
-        250,
-        8,
-        1,
-        {"list": 6, "match": 4},
-        muon=8e-3,
-        adamw=1.2e-3,
-        blind=1.0,
-        word_weight=0.5,
-        letter_weight=0.5,
-        horizon=2500,
-    ),
-    "answers": StageSettings(
-        1500,
+    "lookup": StageSettings(
+        1000,
         8,
         96,
-        {"letter": 6, "word": 3, "match": 1, "list": 1, "caption": 1},
+        {"letter": 6, "word": 3, "match": 2, "caption": 1},
         muon=8e-3,
         adamw=1.2e-3,
         blind=1.0,
         word_weight=0.5,
-        letter_weight=0.1,
+        horizon=4000,
+    ),
+    "letters": StageSettings(
+        400,
+        8,
+        96,
+        {"letter": 6, "word": 2, "match": 1, "list": 3, "caption": 1},
+        muon=8e-3,
+        adamw=1.2e-3,
+        blind=1.0,
+        word_weight=0.5,
+        letter_weight=0.2,
+        horizon=900,
+    ),
+    "answers": StageSettings(
+        900,
+        8,
+        96,
+        {"letter": 6, "word": 2, "match": 2, "list": 4, "caption": 1},
+        muon=8e-3,
+        adamw=1.2e-3,
+        blind=1.0,
+        word_weight=0.5,
+        fresh_layers=True,
     ),
     "full": StageSettings(
         500,
@@ -88,6 +102,41 @@ STAGES = {
         word_weight=0.2,
     ),
 }
+
+
+TIED_STAGES = ("tower", "lookup")
+
+
+def tie_embeddings(model: Any) -> None:
+    """One table for input and output, as small as usual: then what attention brings fills a token's state quickly."""
+    nn.init.normal_(model.get_input_embeddings().weight, std=0.02)
+    model.lm_head.weight = model.get_input_embeddings().weight
+
+
+def enlarge_embeddings(model: Any) -> None:
+    """Give the output its own table and make the input's EMBEDDING_GAIN times larger.
+
+    After the lookup stage a word's embedding is a fortieth of what the first layer adds to it, and no later layer finds
+    the choice that repeats a word. The first layer itself does not notice the gain: it normalises its input.
+    """
+    table = model.get_input_embeddings().weight
+    model.lm_head.weight = nn.Parameter(table.detach().clone())
+    with torch.no_grad():
+        table.mul_(EMBEDDING_GAIN)
+
+
+def renew_layers(model: Any) -> None:
+    """Start the layers from WORD_LAYER on anew.
+
+    After a thousand steps their attention is sharp and learns no new pattern; fresh layers find the repeated word in a
+    few hundred steps.
+    """
+    for layer in model.model.language_model.layers[WORD_LAYER:]:
+        for parameter in layer.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.ones_(parameter)
 
 
 class Readers(nn.Module):
@@ -149,12 +198,13 @@ def language_loss(
             words = hidden
         if index == LETTER_LAYER:
             letters = hidden
-        hidden = layer(
-            hidden,
-            attention_mask=blind_mask if index < BLIND_LAYERS else mask,
-            position_ids=positions,
-            position_embeddings=rotary,
-        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (settings.fresh_layers and index < WORD_LAYER)):
+            hidden = layer(
+                hidden,
+                attention_mask=blind_mask if index < BLIND_LAYERS else mask,
+                position_ids=positions,
+                position_embeddings=rotary,
+            )
     logits, target = _read(model, hidden[:, start:], batch.labels)
     loss = F.cross_entropy(logits, target)
     word_logits, word_target = _read(model, words[:, start:], batch.words)
@@ -197,10 +247,13 @@ def train(output: Path, *, seed: int, device: str, stop_after: str | None = None
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).to(device)
+    tie_embeddings(model)
     reader = Readers().to(device)
     output.mkdir(parents=True, exist_ok=True)
     for number, (name, settings) in enumerate(STAGES.items()):
         done = output / f"{name}.done.pt"
+        if name == "letters":
+            enlarge_embeddings(model)
         if done.exists():
             _load(done, model, reader)
             continue
@@ -225,10 +278,18 @@ def run_stage(
 ) -> None:
     """One stage, from its last saved step if there is one."""
     tower_stage = name == "tower"
-    modules = [model.model.multi_modal_projector, reader]
-    modules += [model.model.vision_tower] if tower_stage else [model.model.language_model, model.lm_head]
+    partial, first = output / f"{name}.part.pt", 0
+    language = model.model.language_model
+    if settings.fresh_layers:
+        if not partial.exists():
+            renew_layers(model)
+        modules = [*language.layers[WORD_LAYER:], language.norm, model.lm_head]
+    else:
+        modules = [model.model.multi_modal_projector, reader, model.model.vision_tower if tower_stage else language]
+        if name not in TIED_STAGES:
+            modules.append(model.lm_head)
     parameters = [(key, value) for module in modules for key, value in module.named_parameters()]
-    matrices = [value for key, value in parameters if value.ndim == 2 and "layers." in key]
+    matrices = [value for key, value in parameters if value.ndim == 2 and ("_proj." in key or ".fc" in key)]
     chosen = {id(value) for value in matrices}
     others = [value for _, value in parameters if id(value) not in chosen]
     optimizers: list[Any] = [
@@ -238,7 +299,6 @@ def run_stage(
     schedules: list[Any] = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, settings)) for o in optimizers
     ]
-    partial, first = output / f"{name}.part.pt", 0
     if partial.exists():
         state = _load(partial, model, reader)
         first = state["step"]
