@@ -17,6 +17,7 @@ from torch import nn
 from transformers import BatchFeature, DynamicCache
 
 from lmms_textweighted.cost import DecoderShape
+from lmms_textweighted.errors import PlanError
 from lmms_textweighted.layout import Layout, find_layout
 from lmms_textweighted.masks import decoding_mask, prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
@@ -42,11 +43,11 @@ class Prefix:
 
     def keep(self, scorer: str, budget: int) -> torch.Tensor:
         """Positions of the `budget` best image tokens of each image, ascending."""
-        kept, start = [], 0
+        kept, start = [self.image[:0]], 0
         for size in self.layout.image_sizes[0]:
-            kept.append(start + top_tokens(self.scores[scorer][start : start + size], budget))
+            kept.append(self.image[start + top_tokens(self.scores[scorer][start : start + size], budget)])
             start += size
-        return self.image[torch.cat(kept)]
+        return torch.cat(kept)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,16 @@ class Continuation:
 
 
 def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[str], *, seed: int = 0) -> Prefix:
-    """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there."""
+    """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there.
+
+    Raises PlanError for a batch or a padded prompt.
+    """
     decoder = find_decoder(model)
     layout = find_layout(
         inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id, model.config.image_seq_length
     )
+    if len(layout.lengths) != 1 or layout.lengths[0] != inputs["input_ids"].shape[1]:
+        raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
     image = (layout.image[0] >= 0).nonzero().flatten()
     text = layout.text[0].nonzero().flatten()
     scores: dict[str, torch.Tensor] = {}
@@ -111,7 +117,8 @@ def continue_prefix(
                 places = torch.searchsorted(rows[row], images) + longest - len(rows[row])
                 found[row] = image_ranks(query[row], key[row], places, present[row], scaling)
 
-    mask = None if even else prefill_mask(present, name, dtype)
+    # Without a mask SDPA and flash are causal by themselves; eager attention would see everything.
+    mask = None if even and name != "eager" else prefill_mask(present, name, dtype)
     if ranks:
         with observing(decoder.layers[-1].self_attn, rank):
             hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)

@@ -64,7 +64,8 @@ class Stage:
         """How many of an image's `image_tokens` tokens stay. Raises PlanError when there are not that many."""
         if self.keep_tokens is None:
             assert self.keep_ratio is not None
-            return max(1, math.floor(self.keep_ratio * image_tokens))
+            # The small addition undoes a product that rounding left just below a whole number, as 0.29 x 100.
+            return min(image_tokens, max(1, math.floor(self.keep_ratio * image_tokens + 1e-9)))
         if self.keep_tokens > image_tokens:
             raise PlanError(
                 f"keep_tokens is {self.keep_tokens}, but the image has {image_tokens} tokens before layer "

@@ -8,6 +8,7 @@ the kept tokens keep their original positions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from transformers import DynamicCache
 from lmms_textweighted.cost import DecoderShape
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.layout import Layout, find_layout
-from lmms_textweighted.masks import prefill_mask
+from lmms_textweighted.masks import decoding_mask, prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.plan import Plan, Stage
 from lmms_textweighted.rank import Ranks, attention_ranks
 from lmms_textweighted.scorers import RANDOM, SCORERS, random_scores, score_image_tokens, top_tokens
 from lmms_textweighted.trace import DocumentTrace, StageTrace, Trace
+
+_PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def prune(
 
     model: a LLaVA of transformers, called with `input_ids`. Image positions are found in the input. A forward with an
     empty KV cache is a prefill: it is scored and pruned. Later forwards with its cache are decoding steps over the
-    shorter cache. Generate with a cache: without one every step is a prefill of its own.
+    shorter cache. Generate with a cache, and with the whole prompt in one prefill: without a cache every step is a
+    prefill of its own, and of a prompt in chunks (`prefill_chunk_size`) only the first chunk would be scored.
 
     ranks: also compute the last layer's ranks over the kept image tokens. random_keys: for `random`, one key a row of
     the next prefill's batch; by default the row's unpadded input ids. seed: goes with the keys.
@@ -108,6 +112,7 @@ class _Session:
         self.trace = Trace()
         self.prefilling = False
         self.full_length = 0
+        self.cache: weakref.ref | None = None
         self.layout: Layout | None = None
         self.row_keys: list[str] = []
         self.shortened: list[_Shortened | None] = []
@@ -116,6 +121,10 @@ class _Session:
 
     def attach(self, stack: ExitStack) -> None:
         """Put all hooks on; `stack` takes them off again."""
+        if self.model in _PRUNED:
+            raise PlanError("the model is already inside a prune(): leave that one first")
+        _PRUNED.add(self.model)
+        stack.callback(_PRUNED.discard, self.model)
         stack.enter_context(_hook(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)))
         for number, layer in enumerate(self.layers):
             if any(number > stage.layer for stage in self.plan.stages):
@@ -143,10 +152,13 @@ class _Session:
         self.prefilling = cache is None or cache.get_seq_length() == 0
         if self.prefilling:
             self._begin_prefill(input_ids, kwargs.get("attention_mask"))
-        elif self.layout is None:
-            raise PlanError("the first forward under prune() already has a KV cache: prefill inside the context")
+            self.cache = None if cache is None else weakref.ref(cache)
+        elif self.layout is None or (self.cache is not None and self.cache() is not cache):
+            raise PlanError("this KV cache was not prefilled under this prune(): prefill inside the context")
         elif input_ids.shape[1] > 1 and (input_ids == self.image_token_id).any():
             raise PlanError("image tokens arrive on top of a KV cache: give the whole prompt in one prefill")
+        elif self.cache is None and cache is not None:
+            self.cache = weakref.ref(cache)
 
     def _begin_prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         layout = find_layout(input_ids, attention_mask, self.image_token_id, self.tokens_per_image)
@@ -177,9 +189,10 @@ class _Session:
         if not any(stage.scorer == RANDOM for stage in self.plan.stages):
             return []
         if self.random_keys is not None:
-            if len(self.random_keys) != len(input_ids):
+            beams, rest = divmod(len(input_ids), max(1, len(self.random_keys)))
+            if rest or not beams:
                 raise PlanError(f"{len(self.random_keys)} random_keys for a batch of {len(input_ids)}: give one a row")
-            return list(self.random_keys)
+            return [key for key in self.random_keys for _ in range(beams)]  # beam search repeats each row
         return [
             ",".join(map(str, ids[valid].tolist()))
             for ids, valid in zip(input_ids.cpu(), layout.valid.cpu(), strict=True)
@@ -227,7 +240,7 @@ class _Session:
                 return self._shorten(number, args, kwargs)
             shortened = self.shortened[number]
             if shortened is not None:
-                kwargs["attention_mask"] = self._decoding_mask(shortened, kwargs.get("attention_mask"))
+                kwargs["attention_mask"] = self._decoding_mask(shortened, kwargs)
             return args, kwargs
 
         return before
@@ -324,15 +337,17 @@ class _Session:
             # Without gaps: flash attention reads gaps as packed sequences. The rotary phases are already chosen.
             kwargs["position_ids"] = shortened.position_ids
 
-    def _decoding_mask(self, shortened: _Shortened, mask: torch.Tensor | None) -> torch.Tensor | None:
+    def _decoding_mask(self, shortened: _Shortened, kwargs: dict) -> torch.Tensor | None:
         """The mask of a decoding step over this layer's shorter cache. The given one is sized by layer 0's cache."""
+        mask = kwargs.get("attention_mask")
         if mask is None and shortened.even:
             return None
         rows = shortened.index.shape[0]
-        if mask is None:
-            raise PlanError(
-                "decoding rows of different lengths needs an attention_mask: pass the processor's to generate"
-            )
+        if mask is None:  # transformers leaves out a mask that hides nothing: one new token sees all
+            length = kwargs["past_key_values"].get_seq_length()
+            new = shortened.present.new_ones(rows, length - self.full_length)
+            present = torch.cat([shortened.present, new], dim=1)
+            return decoding_mask(present, self._attention_name(), self._dtype())
         length = mask.shape[-1]
         new = torch.arange(self.full_length, length, device=mask.device).expand(rows, -1)
         keys = torch.cat([shortened.index, new], dim=1)

@@ -120,7 +120,10 @@ ERRORS = [
     (["--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (["--config", "odd.yaml"], "unknown option 'tokns'"),
     (["--fast-v-sys-length", "35", "--num-samples", "1"], "system length is stated as 35, but the input has 33 tokens"),
-    (["--fast-v-image-token-length", "575", "--num-samples", "1"], "image length is stated as 575, but the input has 576"),
+    (
+        ["--fast-v-image-token-length", "575", "--num-samples", "1"],
+        "image length is stated as 575, but the input has 576",
+    ),
 ]
 
 
