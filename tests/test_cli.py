@@ -127,20 +127,36 @@ ERRORS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "words"), ERRORS, ids=[error[0][0] + error[0][-1] for error in ERRORS])
-def test_a_sweep_that_cannot_be_ends_with_one_line(tmp_path, arguments, words):
+@pytest.fixture
+def odd_folder(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "odd.yaml").write_text("tokns: 64\n")
     (tmp_path / "nollava").mkdir()
     (tmp_path / "nollava" / "config.json").write_text('{"model_type": "gpt2"}')
-    done = run("sweep", *arguments, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("lmms-textweighted: ")]
-    assert len(lines) == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "words"), ERRORS, ids=[" ".join(error[0]) for error in ERRORS])
+def test_a_sweep_that_cannot_be_ends_with_one_line(odd_folder, monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("sys.argv", ["lmms-textweighted", "sweep", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lmms-textweighted: ")]
+    assert len(lines) == 1
     assert words in lines[0]
+    assert not list(odd_folder.rglob("*experiment.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "words"), [ERRORS[0], ERRORS[8]], ids=["tokens", "hub"])
+def test_the_real_command_prints_no_traceback(odd_folder, arguments, words):
+    done = run("sweep", *arguments, cwd=odd_folder)
+    assert done.returncode == 1
+    assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*experiment.json"))
 
 
 @pytest.mark.slow

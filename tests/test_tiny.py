@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 
+from lmms_textweighted.loaders.hf import load
 from lmms_textweighted.paths import checkpoint_folder
-from lmms_textweighted.tiny import scenes
+from lmms_textweighted.tiny import scenes, train
 from lmms_textweighted.tiny.evaluate import answers
 from lmms_textweighted.tiny.questions import KINDS, make_question
 from lmms_textweighted.tiny.testset import SHA256, load_testset, make_documents, scenes_file, to_lines
@@ -122,7 +126,7 @@ def test_the_checkpoint_is_small_and_safe():
 @pytest.mark.slow
 def test_the_model_sees_and_loses_what_it_cannot_see():
     """The whole test set. Random pruning's intervals must lie apart from the unpruned model's."""
-    right = answers("tiny")
+    right = answers("tiny", strategies=["random"], budgets=(64, 16))
     accuracy = {name: sum(hits) / len(hits) for name, hits in right.items()}
     interval = {name: binomtest(sum(hits), len(hits)).proportion_ci(method="wilson") for name, hits in right.items()}
     assert len(right["all"]) == 500
@@ -133,3 +137,36 @@ def test_the_model_sees_and_loses_what_it_cannot_see():
     assert accuracy["all"] - accuracy["random 16"] >= 0.25
     assert interval["random 64"].high < interval["all"].low
     assert interval["random 16"].high < interval["random 64"].low
+
+
+@pytest.mark.slow
+def test_training_that_was_interrupted_ends_in_the_same_weights(tmp_path, monkeypatch):
+    """Every stage of the real script, two steps each, on two pictures."""
+    stages = {
+        name: replace(settings, steps=2, pictures=2, horizon=None, warmup=1) for name, settings in train.STAGES.items()
+    }
+    options = {"seed": 0, "device": "cpu", "stages": stages, "save_every": 1}
+    train.train(tmp_path / "whole", **options)
+
+    calls = []
+    real = train.make_batch
+
+    def failing(*arguments, **kwargs):
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*arguments, **kwargs)
+
+    monkeypatch.setattr(train, "make_batch", failing)
+    for _ in range(20):
+        try:
+            train.train(tmp_path / "pieces", **options)
+            break
+        except KeyboardInterrupt:
+            continue
+    monkeypatch.undo()
+    assert len(calls) > 2 * len(stages)
+    whole, pieces = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "pieces"))
+    assert whole.keys() == pieces.keys()
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert load(str(tmp_path / "whole" / "checkpoint")).model.config.image_seq_length == 576

@@ -30,6 +30,7 @@ def answers(
     pretrained: str = "tiny",
     *,
     count: int = SIZE,
+    strategies: Sequence[str] = tuple(SCORERS),
     budgets: Sequence[int] = (192, 64, 16),
     layer: int = DEFAULT_LAYER,
 ) -> dict[str, list[bool]]:
@@ -49,16 +50,17 @@ def answers(
         for picture, conditions in ((document["image"], None), (blank, ["blank picture"])):
             inputs = llava.encode([[user_message(prompt, [picture])]])
             with torch.inference_mode():
-                prefix = run_prefix(model, inputs, layer, sorted(SCORERS.values()) if conditions is None else [])
+                scorers = [SCORERS[strategy] for strategy in strategies]
+                prefix = run_prefix(model, inputs, layer, scorers if conditions is None else [])
                 kept = [prefix.image]
                 if conditions is None:
                     kept.append(prefix.image[:0])
-                    kept += [prefix.keep(scorer, budget) for scorer in SCORERS.values() for budget in budgets]
+                    kept += [prefix.keep(scorer, budget) for scorer in scorers for budget in budgets]
                 done = continue_prefix(model, prefix, kept, max_new_tokens=4)
             names = conditions or [
                 "all",
                 "no image tokens",
-                *(f"{strategy} {budget}" for strategy in SCORERS for budget in budgets),
+                *(f"{strategy} {budget}" for strategy in strategies for budget in budgets),
             ]
             for name, outcome in zip(names, done, strict=True):
                 text = processor.tokenizer.decode(outcome.tokens, skip_special_tokens=True).strip()

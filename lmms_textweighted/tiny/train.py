@@ -242,22 +242,33 @@ def _masks(block: torch.Tensor, prefix: int, start: int, blind: torch.Tensor) ->
     return mask[:, None], (mask & ~hidden)[:, None]
 
 
-def train(output: Path, *, seed: int, device: str, stop_after: str | None = None) -> None:
-    """Run or resume all stages; the finished model, processor and log go to `output`."""
+def train(
+    output: Path,
+    *,
+    seed: int,
+    device: str,
+    stop_after: str | None = None,
+    stages: dict[str, StageSettings] = STAGES,
+    save_every: int = 200,
+) -> None:
+    """Run or resume all stages; the finished model, processor and log go to `output`.
+
+    A run that was interrupted and resumed ends in the same weights as one that was not.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).to(device)
     tie_embeddings(model)
     reader = Readers().to(device)
     output.mkdir(parents=True, exist_ok=True)
-    for number, (name, settings) in enumerate(STAGES.items()):
+    for number, (name, settings) in enumerate(stages.items()):
         done = output / f"{name}.done.pt"
         if name == "letters":
             enlarge_embeddings(model)
         if done.exists():
             _load(done, model, reader)
             continue
-        run_stage(model, reader, tokenizer, name, settings, output, seed=[seed, number], device=device)
+        run_stage(model, reader, tokenizer, name, settings, output, [seed, number], device, save_every)
         torch.save({"model": model.state_dict(), "reader": reader.state_dict()}, done)
         if name == stop_after:
             return
@@ -272,17 +283,17 @@ def run_stage(
     name: str,
     settings: StageSettings,
     output: Path,
-    *,
     seed: list[int],
     device: str,
+    save_every: int,
 ) -> None:
     """One stage, from its last saved step if there is one."""
     tower_stage = name == "tower"
     partial, first = output / f"{name}.part.pt", 0
     language = model.model.language_model
     if settings.fresh_layers:
-        if not partial.exists():
-            renew_layers(model)
+        torch.manual_seed(seed[0] * len(STAGES) + seed[1])
+        renew_layers(model)
         modules = [*language.layers[WORD_LAYER:], language.norm, model.lm_head]
     else:
         modules = [model.model.multi_modal_projector, reader, model.model.vision_tower if tower_stage else language]
@@ -331,7 +342,7 @@ def run_stage(
             print(line, flush=True)
             with (output / "log.jsonl").open("a") as log:
                 log.write(line + "\n")
-        if (step + 1) % 200 == 0:
+        if (step + 1) % save_every == 0:
             torch.save(
                 {
                     "model": model.state_dict(),
