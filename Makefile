@@ -7,9 +7,11 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test test-fast lint format clean
 
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
-	$(BIN)/lmms-textweighted config shapes --output demo-config.yaml
-	$(BIN)/lmms-eval --config demo-config.yaml --limit 100 --output_path demo/lmms-eval
-	$(BIN)/lmms-textweighted sweep --num-samples 100 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
+	mkdir -p demo
+	$(BIN)/lmms-textweighted config shapes --output demo/config.yaml
+	$(BIN)/lmms-eval --config demo/config.yaml --output_path demo/lmms-eval
+	@find demo/lmms-eval -name '*_results.json' -newer demo/config.yaml | grep -q . # lmms-eval exits with 0 even when it failed
+	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
 		--output-dir demo/sweep
 
 test: lint  ## ruff, mypy and the whole test suite
@@ -28,7 +30,7 @@ format: .venv/.tested
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo demo-config.yaml build dist *.egg-info
+	rm -rf .venv demo build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -172,26 +172,22 @@ def _meta(
 
 
 def _table(data: dict[str, Any]) -> Table:
-    table = Table(title=f"accuracy of the pruned model, {data['meta']['num_samples']} questions")
-    table.add_column("image tokens", justify="right")
+    """Accuracy by budget and strategy; with the cost of a budget where it is the same for every strategy."""
     blocks = data["strategies"]
+    pruned = [block for name, block in blocks.items() if name != "none"] or list(blocks.values())
     budgets = sorted({count for block in blocks.values() for count in block["tokens"]}, reverse=True)
-    figures = next((block for name, block in blocks.items() if name != "none"), next(iter(blocks.values())))
-    table.add_column("equivalent", justify="right")
-    table.add_column("FLOPs", justify="right")
-    for name in blocks:
-        table.add_column(name, justify="right")
+    costs = pruned[0] if all(block["equivalent_tokens"] == pruned[0]["equivalent_tokens"] for block in pruned) else None
+    table = Table(title=f"accuracy of the pruned model, {data['meta']['num_samples']} questions")
+    for heading in ("image tokens", *(("equivalent", "FLOPs") if costs else ()), *blocks):
+        table.add_column(heading, justify="right", overflow="fold")
     for budget in budgets:
-        place = figures["tokens"].index(budget) if budget in figures["tokens"] else None
         row = [str(budget)]
-        row += (
-            ["", ""]
-            if place is None
-            else [
-                f"{figures['equivalent_tokens'][place]:.0f}",
-                f"{figures['flops_ratio'][place]:.0%}",
-            ]
-        )
+        if costs:
+            if budget in costs["tokens"]:
+                place = costs["tokens"].index(budget)
+                row += [f"{costs['equivalent_tokens'][place]:.0f}", f"{costs['flops_ratio'][place]:.0%}"]
+            else:
+                row += ["", ""]
         for block in blocks.values():
             row.append(f"{block['accuracies'][block['tokens'].index(budget)]:.1%}" if budget in block["tokens"] else "")
         table.add_row(*row)
