@@ -119,7 +119,7 @@ ERRORS = [
     (["--output-dir", "taken/out"], "output folder 'taken/out' cannot be written"),
     (["--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (["--config", "odd.yaml"], "unknown option 'tokns'"),
-    (["--fast-v-sys-length", "35", "--num-samples", "1"], "system length is stated as 35, but the input has 33 tokens"),
+    (["--fast-v-sys-length", "35", "--num-samples", "1"], "system length is stated as 35, but the input has 32 tokens"),
     (
         ["--fast-v-image-token-length", "575", "--num-samples", "1"],
         "image length is stated as 575, but the input has 576",
