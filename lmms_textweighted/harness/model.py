@@ -148,30 +148,36 @@ class LlavaTextweighted(lmms):
         return [user_message(context, _pictures(visuals))], kwargs, document
 
     def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
-        progress = tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0)
         summary, left = _Summary(), len(requests)
-        for batch in _batches(requests, self.batch_size, self._kwargs_of):
-            prepared = []
-            for request in batch:
-                with ending_the_run(_where(request)):
-                    prepared.append(self._messages(request))
-            with ending_the_run(_where(*batch)):
-                decoding, ranks = split_generation_kwargs(prepared[0][1])
-                began = time.perf_counter()
-                answers = self.llava.generate(
-                    [messages for messages, _, _ in prepared], decoding, ranks=ranks or self.settings.ranks
-                )
-                elapsed = time.perf_counter() - began
-            for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
-                if not request.metadata.get("__padding_only__"):
-                    summary.add(answer, elapsed / len(batch))
-                    self._keep(request, document, answer)
-                progress.update(1)
-                left -= 1
-                if not left:  # before the last answer goes out: nobody asks a stream for more than it has
-                    progress.close()
-                    summary.log()
-                yield self._result(answer)
+        # As a context: an error's one line must not be printed behind an open bar.
+        with tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0) as progress:
+            for batch in _batches(requests, self.batch_size, self._kwargs_of):
+                for request, document, answer, seconds in self._answer_batch(batch):
+                    if not request.metadata.get("__padding_only__"):
+                        summary.add(answer, seconds)
+                        self._keep(request, document, answer)
+                    progress.update(1)
+                    left -= 1
+                    if not left:  # before the last answer goes out: nobody asks a stream for more than it has
+                        progress.close()
+                        summary.log()
+                    yield self._result(answer)
+
+    def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
+        """(request, document, answer, seconds) of each request of one batch."""
+        prepared = []
+        for request in batch:
+            with ending_the_run(_where(request)):
+                prepared.append(self._messages(request))
+        with ending_the_run(_where(*batch)):
+            decoding, ranks = split_generation_kwargs(prepared[0][1])
+            began = time.perf_counter()
+            answers = self.llava.generate(
+                [messages for messages, _, _ in prepared], decoding, ranks=ranks or self.settings.ranks
+            )
+            seconds = (time.perf_counter() - began) / len(batch)
+        for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
+            yield request, document, answer, seconds
 
     def _kwargs_of(self, request: Instance) -> str:
         """Requests of one batch share their task and their generation kwargs."""
