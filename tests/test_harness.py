@@ -125,6 +125,26 @@ def test_batches_and_both_interfaces_answer_alike(documents):
         assert kept[0] == kept[1] == kept[2]
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"attn_implementation": "eager"}, {"device_map": "auto"}, {"keep_tokens": None, "keep_ratio": 1 / 9}]
+)
+def test_ways_of_loading_and_of_saying_a_budget_agree(documents, arguments):
+    some = documents.select(range(3))
+    plain = ask(LlavaTextweighted(pretrained="tiny", keep_tokens=64), some)
+    other = ask(LlavaTextweighted(**{"pretrained": "tiny", "keep_tokens": 64, **arguments}), some)
+    for one, two in zip(plain, other, strict=True):
+        assert one.text == two.text
+        kept = [result.token_counts.to_dict()["kept_positions"] for result in (one, two)]
+        assert kept[0] == kept[1]
+
+
+def test_bfloat16_runs_and_is_noted(documents):
+    answer = ask(LlavaTextweighted(pretrained="tiny", dtype="bfloat16"), documents.select([0]))[0]
+    assert answer.text in "ABCDE"
+    assert answer.token_counts.to_dict()["settings"]["dtype"] == "bfloat16"
+    assert answer.token_counts.to_dict()["kv_bytes"] == 2 * 128 * 2 * sum(answer.token_counts.to_dict()["lengths"])
+
+
 def test_generation_kwargs_are_never_changed(documents):
     kwargs = {"max_new_tokens": 4, "until": ["\n"], "temperature": 0, "image_aspect_ratio": "pad"}
     before = json.dumps(kwargs)

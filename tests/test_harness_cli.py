@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lmms_textweighted.paths import data_folder
-from lmms_textweighted.tiny.testset import export_scienceqa
+from lmms_textweighted.tiny.testset import export_scienceqa, load_testset
 from tests.lmms_eval_runs import lmms_eval, same
 
 pytestmark = pytest.mark.slow
@@ -21,10 +21,23 @@ def ours(arguments: str, *rest: str) -> list[str]:
     return ["--model", "llava_textweighted", "--model_args", arguments, "--tasks", "shapes_mcq_rank", *rest]
 
 
+def make_pope(folder):
+    """Four documents under the data set name of lmms-eval's stock `pope`."""
+    target = folder / "lmms-lab-encoder" / "POPE"
+    target.mkdir(parents=True)
+    images = load_testset().select(range(4)).select_columns(["image"])
+    questions = ["Is there a red circle in the image?", "Is there a dog in the image?"] * 2
+    images = images.add_column("question", questions).add_column("answer", ["yes", "no"] * 2)
+    images = images.add_column("question_id", [str(number) for number in range(4)])
+    images.to_parquet(str(target / "test.parquet"))
+
+
 def test_the_users_command_runs_on_a_scienceqa_folder_beside_it(tmp_path):
+    """And another stock task in the same run."""
     export_scienceqa(tmp_path)
+    make_pope(tmp_path)
     run = lmms_eval(
-        tmp_path, "--model", "llava_textweighted", "--tasks", "scienceqa_img",
+        tmp_path, "--model", "llava_textweighted", "--tasks", "scienceqa_img,pope",
         "--model_args", "pretrained=tiny", "--limit", "8",
         "--include_path", str(tmp_path),
     )  # fmt: skip
@@ -36,6 +49,10 @@ def test_the_users_command_runs_on_a_scienceqa_folder_beside_it(tmp_path):
     assert counts["lengths"] == [counts["input_tokens"]] * 3 + [counts["input_tokens"] - 384] * 5
     assert counts["settings"]["conv_template"] == "vicuna_v1"
     assert run.results["throughput"]["avg_kept_tokens"] == 192
+    other = run.samples("pope")
+    assert len(other) == 4
+    assert all(sample["token_counts"][0]["kept_tokens"] == 192 for sample in other)
+    assert all(isinstance(sample["filtered_resps"], str | list) for sample in other)
 
 
 def test_cached_answers_keep_their_ranks_or_say_how_many_are_missing(tmp_path):

@@ -72,8 +72,13 @@ class Documents:
         return str(self.task.config.metric_list[0]["metric"])
 
     def score(self, document: Document, answer: str) -> float:
-        """The task's own score of an answer. Raises InputError when it is no number."""
+        """The task's own score of an answer. Raises InputError when it is no number.
+
+        Some of lmms-eval's tasks return a record a metric; its score stands under the task's `score_key`.
+        """
         value = self.task.process_results(document.fields, [answer]).get(self.metric)
+        if isinstance(value, dict):
+            value = value.get(getattr(self.task.config, "score_key", None) or "score")
         if not isinstance(value, int | float):
             raise InputError(f"task {self.task.config.task} scores {self.metric} as {value!r}, not as a number")
         return float(value)
