@@ -58,8 +58,11 @@ def config(
     text = (folder / f"{name}.yaml").read_text().replace("${TASKS}", str(data_folder("tasks")))
     if output is None:
         print(text, end="")
-    else:
+        return
+    try:
         output.write_text(text)
+    except OSError as error:
+        raise InputError(f"config file {str(output)!r} cannot be written: {error.strerror}") from error
 
 
 @app.command("export-scienceqa")
@@ -99,6 +102,8 @@ def sweep(
     seed: Annotated[int, typer.Option(help="Of the random strategy.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; a GPU where there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
     output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
     config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,
 ) -> None:

@@ -5,6 +5,12 @@ class TextweightedError(ValueError):
     """Base of every error that this package raises on purpose."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, or its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class PlanError(TextweightedError):
     """A pruning plan, or a plan and an input, that do not fit together."""
 

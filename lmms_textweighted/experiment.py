@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, TextweightedError, first_line
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.output import check_writable
-from lmms_textweighted.inference import PrunedLlava, StatedLengths
+from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
 from lmms_textweighted.loaders.hf import LoadOptions, load, weights_fingerprint
-from lmms_textweighted.prompts import check_template
+from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.ranges import parse_samples, parse_tokens
 from lmms_textweighted.report.experiment import experiment_data, write_answers, write_json
-from lmms_textweighted.sweep import Curve, Outcome, Point, check_points, collect, make_points, run_document
+from lmms_textweighted.sweep import Outcome, Point, check_points, collect, make_points, run_document
 
 _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "numpy")
 
@@ -59,21 +59,28 @@ class Experiment:
             )
         tokens = parse_tokens(_joined(options["tokens"]))
         strategies = [name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()]
-        output_dir = Path(options["output_dir"])
+        whole = {name: _whole(name, options[name]) for name in ("pruning_layer", "seed")}
+        stated = [_whole(name, options[name]) for name in ("fast_v_sys_length", "fast_v_image_token_length")]
+        output_dir = Path(str(options["output_dir"]))
         check_writable(output_dir)
         return cls(
             model_path=str(options["model_path"]),
             conv_mode=check_template(options["conv_mode"]),
             task=str(options["task"]),
             num_samples=parse_samples(options["num_samples"]),
-            pruning_layer=options["pruning_layer"],
+            pruning_layer=whole["pruning_layer"],
             tokens=tokens,
-            points=make_points(strategies, tokens, options["pruning_layer"]),
+            points=make_points(strategies, tokens, whole["pruning_layer"]),
             single_pred_prompt=bool(options["single_pred_prompt"]),
-            stated=StatedLengths(options["fast_v_sys_length"], options["fast_v_image_token_length"]),
+            stated=StatedLengths(*stated),
             ranks=bool(options["ranks"]),
-            seed=int(options["seed"]),
-            load_options=LoadOptions(device=options["device"], dtype=options["dtype"]),
+            seed=whole["seed"],
+            load_options=LoadOptions(
+                device=options["device"],
+                dtype=str(options["dtype"]),
+                device_map=options["device_map"],
+                attn_implementation=options["attn_implementation"],
+            ),
             output_dir=output_dir,
         )
 
@@ -97,42 +104,50 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    decoding = documents.decoding
+    with Progress(*columns, console=console) as progress, _target(experiment, "answers.jsonl").open("w") as file:
         label = f"{len(documents)} documents x {len(experiment.points)} points"
         for document in progress.track(documents, total=len(documents), description=label):
-            outcomes.append(
-                run_document(
-                    llava,
-                    document.message,
-                    experiment.points,
-                    max_new_tokens=documents.max_new_tokens,
-                    ranks=experiment.ranks,
-                    judge=lambda answer, document=document: (  # type: ignore[misc]
-                        documents.score(document, answer),
-                        answer.strip() == document.target.strip(),
-                    ),
-                )
-            )
+            outcomes.append(_answer(experiment, llava, documents, document, decoding))
             seen.append(document)
+            row = {"document": document.number, "digest": document.digest, "target": document.target}
+            write_answers(file, row, experiment.points, outcomes[-1])
     curves = collect(experiment.points, outcomes)
     layers = model.config.get_text_config().num_hidden_layers
     image_tokens = model.config.image_seq_length
     data = experiment_data(
         curves, _meta(experiment, llava, documents, seen, layers), layers=layers, image_tokens=image_tokens
     )
-    _write(experiment, curves, seen, data)
+    _write(experiment, data)
     console.print(_table(data))
     for name in ("json", "png"):
         console.print(f"wrote {_target(experiment, name)}", soft_wrap=True)
     return data
 
 
-def _write(experiment: Experiment, curves: list[Curve], seen: list[Document], data: dict[str, Any]) -> None:
+def _answer(
+    experiment: Experiment, llava: PrunedLlava, documents: Documents, document: Document, decoding: Decoding
+) -> list[Outcome]:
+    """One document at every point. Raises InputError that names the document, whatever went wrong with it."""
+    try:
+        return run_document(
+            llava,
+            document.message,
+            experiment.points,
+            decoding=decoding,
+            ranks=experiment.ranks,
+            judge=lambda answer: (documents.score(document, answer), answer.strip() == document.target.strip()),
+        )
+    except Exception as error:
+        kind = "" if isinstance(error, TextweightedError) else f"{type(error).__name__}: "
+        message = f"task {experiment.task}, document {document.number}: {kind}{first_line(error)}"
+        raise InputError(message) from error
+
+
+def _write(experiment: Experiment, data: dict[str, Any]) -> None:
     from lmms_textweighted.report.picture import draw  # matplotlib is slow to import
 
     write_json(_target(experiment, "json"), data)
-    rows = [{"document": document.number, "digest": document.digest, "target": document.target} for document in seen]
-    write_answers(_target(experiment, "answers.jsonl"), curves, rows)
     draw(_target(experiment, "png"), data)
 
 
@@ -158,7 +173,7 @@ def _meta(
         "metric": documents.metric,
         "chance": fmean(1 / count for count in choices) if len(choices) == len(seen) else None,
         "conv_mode": experiment.conv_mode,
-        "prompt_example": seen[0].message.text if seen else None,
+        "prompt_example": render(experiment.conv_mode, [seen[0].message], llava.processor) if seen else None,
         "pruning_layer": experiment.pruning_layer,
         "layer_numbering": "from 0; image tokens leave after this layer",
         "seed": experiment.seed,
@@ -200,6 +215,13 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A whole number, or None where the option may be left out."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise InputError(f"{name} is {value!r}: give a whole number")
+    return value
 
 
 def _joined(value: Any) -> str:

@@ -126,7 +126,7 @@ def continue_prefix(
         hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
 
     tokens: list[list[int]] = [[] for _ in rows]
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     going = [True] * count
     position = prefix.hidden.shape[1]
     while True:
@@ -154,6 +154,12 @@ def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[
         [whole] * before + [whole - images + kept_tokens] * after,
         [images] * before + [kept_tokens] * after,
     )
+
+
+def end_tokens(model: Any) -> set[int]:
+    """The tokens that end a generation: none, one or several in the model's generation config."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
 
 def _run(
@@ -186,11 +192,6 @@ def _shared_cache(decoder: Any, prefix: Prefix, count: int) -> DynamicCache:
         layer: Any = prefix.cache.layers[number]
         cache.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), number)
     return cache
-
-
-def _end_tokens(model: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends])
 
 
 class _Stopped(Exception):

@@ -14,6 +14,7 @@ import torch
 from transformers import BatchFeature
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.fanout import end_tokens
 from lmms_textweighted.plan import NONE, Plan
 from lmms_textweighted.prompts import IMAGE_TAG, Message, render
 from lmms_textweighted.pruner import prune
@@ -116,7 +117,7 @@ class PrunedLlava:
             count = self._generated(ids)
             text = self.processor.tokenizer.decode(ids[:count], skip_special_tokens=True)
             document = trace.documents[row * decoding.num_beams]
-            answers.append(Answer(_cut(text, decoding.until), document.full_length, count, document))
+            answers.append(Answer(cut(text, decoding.until), document.full_length, count, document))
         return answers
 
     def loss(self, messages: Sequence[Message], continuation: str) -> tuple[float, bool, DocumentTrace]:
@@ -155,11 +156,15 @@ class PrunedLlava:
         return loss, bool((logits.argmax(-1) == target).all()), trace.documents[0]
 
     def _generated(self, ids: torch.Tensor) -> int:
-        """Number of generated tokens, the end token included and padding after it not."""
-        config = self.model.generation_config.eos_token_id
-        ends = torch.as_tensor(config if isinstance(config, list) else [config], device=ids.device)
-        stops = torch.isin(ids, ends).nonzero()
-        return int(stops[0]) + 1 if len(stops) else len(ids)
+        """Number of generated tokens, the end token included and the padding behind a stopped row not."""
+        ends = end_tokens(self.model)
+        pad = self.processor.tokenizer.pad_token_id
+        for place, token in enumerate(ids.tolist()):
+            if token in ends:
+                return place + 1
+            if token == pad:
+                return place
+        return len(ids)
 
     def _no_double_bos(self, prompts: Sequence[str]) -> dict[str, Any]:
         """A chat template may write the begin token itself; then the tokenizer must not add another."""
@@ -188,6 +193,7 @@ def check_stated_lengths(
                 )
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text in front of the first stop string, without white space around it."""
     ends = [text.find(stop) for stop in stops if stop and stop in text]
     return (text[: min(ends)] if ends else text).strip()

@@ -26,9 +26,13 @@ _CHUNK_ELEMENTS = 1 << 25  # float32 elements of attention rows held at a time: 
 
 def _observed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     config: Any = module.config
-    base, observer = config.textweighted_observer
+    base, observer, real_config = config.textweighted_observer
     observer(query, key, kwargs["scaling"])
-    return base(module, query, key, *args, **kwargs)
+    module.config = real_config  # flash attention looks its kernel up by the config's name
+    try:
+        return base(module, query, key, *args, **kwargs)
+    finally:
+        module.config = config
 
 
 AttentionInterface.register(_NAME, _observed_attention)
@@ -44,7 +48,7 @@ def observing(attention: nn.Module, observer: Observer) -> Iterator[None]:
     """
     config: Any = attention.config
     observed = copy.copy(config)
-    observed.textweighted_observer = (_base_implementation(attention), observer)
+    observed.textweighted_observer = (_base_implementation(attention), observer, config)
     observed._attn_implementation_internal = _NAME
     attention.config = observed
     try:
@@ -74,6 +78,7 @@ def attention_rows(
     valid: bool [S], False at padding, which no row attends to. Returns [R, S], or [H, R, S] without the mean.
     Each row sums to 1.
     """
+    rows, valid = rows.to(query.device), valid.to(query.device)  # with device_map, a layer may live elsewhere
     heads, length = query.shape[0], key.shape[1]
     groups = heads // key.shape[0]
     hidden = rows[:, None] < torch.arange(length, device=key.device)

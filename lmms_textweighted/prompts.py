@@ -25,14 +25,17 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. role: `system`, `user` or `assistant`. content: pieces in order."""
+    """One turn. role: `system`, `user` or `assistant`. content: pieces in order. tagged: the pictures of the `<image>`
+    tags that stand in the text itself, which is then left as it is."""
 
     role: str
     content: tuple[tuple[str, Any], ...]
+    tagged: tuple[Any, ...] = ()
 
     @property
     def images(self) -> list[Any]:
-        return [value for kind, value in self.content if kind == "image"]
+        """The turn's pictures, in the order of their tags."""
+        return [value for kind, value in self.content if kind == "image"] + list(self.tagged)
 
     @property
     def text(self) -> str:
@@ -47,33 +50,37 @@ class Message:
         return "".join(parts)
 
 
+def make_message(role: str, pieces: Sequence[tuple[str, Any]]) -> Message:
+    """A turn from its pieces. Where the text has `<image>` tags of its own, the pictures stand there.
+
+    Raises InputError when such tags are not as many as the pictures.
+    """
+    text = "".join(value for kind, value in pieces if kind == "text")
+    images = tuple(value for kind, value in pieces if kind == "image")
+    if IMAGE_TAG not in text:
+        return Message(role, tuple(pieces))
+    if text.count(IMAGE_TAG) != len(images):
+        raise InputError(f"the text has {text.count(IMAGE_TAG)} <image> tags of its own, but {len(images)} pictures")
+    return Message(role, (("text", text),), images)
+
+
 def user_message(text: str, images: Sequence[Any]) -> Message:
     """A question with its pictures in front, or where its own `<image>` tags stand."""
-    if IMAGE_TAG in text:
-        if text.count(IMAGE_TAG) != len(images):
-            raise InputError(f"the question has {text.count(IMAGE_TAG)} <image> tags but {len(images)} pictures")
-        pieces: list[tuple[str, Any]] = []
-        for place, part in enumerate(text.split(IMAGE_TAG)):
-            if place:
-                pieces.append(("image", images[place - 1]))
-                part = part.removeprefix("\n") if part.startswith("\n") else part
-            if part:
-                pieces.append(("text", part))
-        return Message("user", tuple(pieces))
-    return Message("user", (*(("image", image) for image in images), ("text", text)))
+    return make_message("user", [*(("image", image) for image in images), ("text", text)])
 
 
 def vicuna_v1(messages: Sequence[Message], _processor: Any) -> str:
     """LLaVA-1.5's own template: system prompt, ` USER: `, ` ASSISTANT:`."""
     system = VICUNA_SYSTEM
-    parts = []
+    parts, space = [], " "
     for message in messages:
         if message.role == "system":
             system = message.text
         elif message.role == "user":
-            parts.append(f" USER: {message.text}")
+            parts.append(f"{space}USER: {message.text}")
         else:
             parts.append(f" ASSISTANT: {message.text}</s>")
+            space = ""  # the end of a turn takes the place of the space
     return system + "".join(parts) + (" ASSISTANT:" if messages[-1].role != "assistant" else "")
 
 

@@ -209,7 +209,8 @@ class _Session:
             layout = self._layout_at(stage.scored_at)
             scores, weights = [], []
             for row in range(query.shape[0]):
-                image, text = _positions(layout, row)
+                # With device_map the scored layer may live on another device than the input.
+                image, text = (places.to(query.device) for places in _positions(layout, row))
                 text = text[-1:] if scorer.last_row_only else text
                 if not len(image):
                     scores.append(query.new_zeros(0, dtype=torch.float32))
@@ -217,8 +218,8 @@ class _Session:
                     continue
                 attention = attention_rows(query[row], key[row], text, layout.valid[row], scaling)
                 row_scores, row_weights = score_image_tokens(attention, text, image, scorer)
-                scores.append(row_scores)
-                weights.append(row_weights)
+                scores.append(row_scores.to(layout.image.device))
+                weights.append(row_weights.to(layout.image.device))
             self.observed[place] = (scores, weights)
 
         return observe
@@ -228,7 +229,7 @@ class _Session:
             return
         layout = self._layout_at(len(self.layers) - 1)
         for row, document in enumerate(self.rows):
-            image, _ = _positions(layout, row)
+            image = _positions(layout, row)[0].to(query.device)
             if len(image):
                 document.ranks = image_ranks(query[row], key[row], image, layout.valid[row], scaling)
 
@@ -408,6 +409,7 @@ def _first(mask: torch.Tensor, count: int) -> torch.Tensor:
 
 def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """values [B, S, D] at index [B, L] -> [B, L, D]."""
+    index = index.to(values.device)
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 

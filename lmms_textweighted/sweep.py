@@ -11,7 +11,7 @@ import torch
 from lmms_textweighted.cost import DecoderShape, equivalent_tokens, prefill_flops
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
-from lmms_textweighted.inference import PrunedLlava
+from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.plan import Stage, make_plan
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.pruner import find_decoder
@@ -51,7 +51,9 @@ class Curve:
 
 
 def make_points(strategies: Sequence[str], budgets: Sequence[int], pruning_layer: int | None) -> list[Point]:
-    """All points of a sweep, strategy by strategy. Raises PlanError as `make_plan` does."""
+    """All points of a sweep, strategy by strategy. Raises PlanError as `make_plan` does, and without a strategy."""
+    if not strategies:
+        raise PlanError("strategies is empty: name at least one, as in text_weighted,fastv,random,none")
     points = []
     for strategy in strategies:
         if strategy == "none":
@@ -82,11 +84,11 @@ def run_document(
     message: Message,
     points: Sequence[Point],
     *,
-    max_new_tokens: int,
+    decoding: Decoding,
     ranks: bool,
     judge: Callable[[str], tuple[float, bool]],
 ) -> list[Outcome]:
-    """One document at every point. judge: answer -> (the task's score, whole answer equal to the target)."""
+    """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target)."""
     inputs = llava.encode([[message]])
     shape = DecoderShape.from_config(find_decoder(llava.model).config)
     outcomes: list[Outcome | None] = [None] * len(points)
@@ -101,10 +103,10 @@ def run_document(
             ]
             scorers = sorted({point.stage.scorer for place in here if (point := points[place]).stage})
             prefix = run_prefix(llava.model, inputs, layer, scorers, seed=llava.seed)
-            for place, done, kept in _continue(llava, prefix, points, here, max_new_tokens, ranks):
+            for place, done, kept in _continue(llava, prefix, points, here, decoding, ranks):
                 lengths, images = row_lengths(prefix, shape, kept)
                 whole = [prefix.layout.lengths[0]] * shape.layers
-                text = llava.processor.tokenizer.decode(done.tokens, skip_special_tokens=True).strip()
+                text = cut(llava.processor.tokenizer.decode(done.tokens, skip_special_tokens=True), decoding.until)
                 score, exact = judge(text)
                 outcomes[place] = Outcome(
                     answer=text,
@@ -119,7 +121,7 @@ def run_document(
 
 
 def _continue(
-    llava: PrunedLlava, prefix: Prefix, points: Sequence[Point], here: list[int], max_new_tokens: int, ranks: bool
+    llava: PrunedLlava, prefix: Prefix, points: Sequence[Point], here: list[int], decoding: Decoding, ranks: bool
 ) -> Iterator[tuple[int, Continuation, int]]:
     """(point, outcome, image tokens kept) of all points of one layer; equal kept sets run once."""
     sizes = prefix.layout.image_sizes[0]
@@ -142,7 +144,7 @@ def _continue(
         size = max(1, TOKENS_A_BATCH // (len(kept[order[0]]) + text))
         batch, order = order[:size], order[size:]
         done = continue_prefix(
-            llava.model, prefix, [kept[key] for key in batch], max_new_tokens=max_new_tokens, ranks=ranks
+            llava.model, prefix, [kept[key] for key in batch], max_new_tokens=decoding.max_new_tokens, ranks=ranks
         )
         for key, outcome in zip(batch, done, strict=True):
             for place in rows[key]:
@@ -157,6 +159,3 @@ def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> 
         curve.budgets.append(point.budget)
         curve.outcomes.append([outcomes[place] for outcomes in documents])
     return list(curves.values())
-
-
-__all__ = ["Curve", "Outcome", "PlanError", "Point", "check_points", "collect", "make_points", "run_document"]

@@ -117,6 +117,9 @@ ERRORS = [
     (["--model-base", "x"], "LoRA checkpoints"),
     (["--task", "no_such_task"], "unknown task 'no_such_task'"),
     (["--output-dir", "taken/out"], "output folder 'taken/out' cannot be written"),
+    (["--strategies", ","], "strategies is empty"),
+    (["--task", "scienceqa_img"], "the data of task 'scienceqa_img' cannot be loaded"),
+    (["--config", "seed.yaml"], "seed is 'abc': give a whole number"),
     (["--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (["--config", "odd.yaml"], "unknown option 'tokns'"),
     (["--fast-v-sys-length", "35", "--num-samples", "1"], "system length is stated as 35, but the input has 32 tokens"),
@@ -131,6 +134,7 @@ ERRORS = [
 def odd_folder(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "odd.yaml").write_text("tokns: 64\n")
+    (tmp_path / "seed.yaml").write_text("seed: abc\n")
     (tmp_path / "nollava").mkdir()
     (tmp_path / "nollava" / "config.json").write_text('{"model_type": "gpt2"}')
     monkeypatch.chdir(tmp_path)
@@ -181,6 +185,10 @@ def test_the_sweep_writes_the_published_keys_the_answers_and_the_picture(tmp_pat
     assert all(line["answer"] == whole[line["document"]] for line in lines if line["tokens"] == 576)
     meta = data["meta"]
     assert (meta["seed"], meta["num_samples"], meta["pruning_layer"]) == (5, 4, 3)
+    assert meta["equivalent_tokens"]["text_weighted"]["64"] == 320
+    assert meta["flops_ratio"]["none"] == {"576": 1.0}
+    assert meta["prompt_example"].startswith("A chat between a curious user")
+    assert meta["prompt_example"].endswith(" ASSISTANT:")
     assert "none left out" in meta["selection"]
     assert len(meta["documents_sha256"]) == 64
     assert set(meta["versions"]) >= {"torch", "transformers", "lmms-eval"}

@@ -11,8 +11,11 @@ from typing import Any
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 from lmms_eval.utils import load_yaml_config
+from tenacity import RetryError
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, TextweightedError, first_line
+from lmms_textweighted.harness.generation import split_generation_kwargs
+from lmms_textweighted.inference import Decoding
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, user_message
 
@@ -62,9 +65,15 @@ class Documents:
             yield Document(number, user_message(text, images), target, digest.hexdigest(), fields)
 
     @property
-    def max_new_tokens(self) -> int:
-        kwargs = self.task.config.generation_kwargs or {}
-        return int(kwargs.get("max_new_tokens") or 16)
+    def decoding(self) -> Decoding:
+        """How the task wants its answers generated. Raises InputError where that is not greedy, as the sweep is."""
+        decoding, _ = split_generation_kwargs(self.task.config.generation_kwargs or {})
+        if decoding.temperature > 0 or decoding.num_beams > 1 or decoding.repetition_penalty not in (None, 1.0):
+            raise InputError(
+                f"task {self.task.config.task!r} samples, searches beams or penalises repetition: the sweep decodes "
+                f"greedily, run lmms-eval itself"
+            )
+        return decoding
 
     @property
     def metric(self) -> str:
@@ -85,6 +94,18 @@ class Documents:
 
 
 def _load_task(name: str) -> ConfigurableTask:
+    try:
+        return _find_task(name)
+    except TextweightedError:
+        raise
+    except Exception as error:  # the data set libraries raise many kinds, tenacity wraps them
+        cause = error
+        if isinstance(error, RetryError) and error.last_attempt.exception() is not None:
+            cause = error.last_attempt.exception()  # type: ignore[assignment]
+        raise InputError(f"the data of task {name!r} cannot be loaded: {first_line(cause)}") from error
+
+
+def _find_task(name: str) -> ConfigurableTask:
     own = [path for path in data_folder("tasks").glob("*/*.yaml") if path.stem == name and not name.startswith("_")]
     if own:
         # Straight from its file: indexing all of lmms-eval's tasks takes many seconds.

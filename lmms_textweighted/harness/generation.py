@@ -28,7 +28,8 @@ _WARNED: set[str] = set()
 def split_generation_kwargs(kwargs: dict[str, Any]) -> tuple[Decoding, bool]:
     """(decoding, whether the task asks for ranks). Keys that have no meaning here are warned of once.
 
-    `do_sample: false` decodes greedily whatever the temperature; without it a temperature above 0 samples.
+    `do_sample: false` decodes greedily whatever the temperature; without it a temperature above 0 samples. `do_sample:
+    true` without a temperature samples at 1.
     """
     for name in sorted(set(kwargs) - _UNDERSTOOD - _WARNED):
         _WARNED.add(name)
@@ -39,6 +40,8 @@ def split_generation_kwargs(kwargs: dict[str, Any]) -> tuple[Decoding, bool]:
     if not all(isinstance(stop, str) for stop in until):
         raise InputError(f"generation kwarg until is {until!r}: give a string or a list of strings")
     temperature = float(kwargs.get("temperature") or 0.0)
+    if kwargs.get("do_sample") and kwargs.get("temperature") is None:
+        temperature = 1.0
     decoding = Decoding(
         max_new_tokens=int(kwargs.get("max_new_tokens") or kwargs.get("max_gen_toks") or DEFAULT_MAX_NEW_TOKENS),
         temperature=0.0 if kwargs.get("do_sample") is False else temperature,

@@ -28,7 +28,8 @@ from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.inference import Answer, PrunedLlava
 from lmms_textweighted.loaders.hf import load, weights_fingerprint
-from lmms_textweighted.prompts import Message, user_message
+from lmms_textweighted.plan import Plan
+from lmms_textweighted.prompts import Message, make_message, user_message
 
 
 @dataclass
@@ -57,8 +58,13 @@ class LlavaTextweighted(lmms):
             self.accelerator = Accelerator()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
-            plan, config = self.settings.plan(), self.llava.model.config
-            plan.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+            config = self.llava.model.config
+            self.settings.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+            if self.settings.conv_template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
+                logger.warning(
+                    f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
+                    f"{self.tokenizer.eos_token!r}: conv_template=hf is probably what it was trained on"
+                )
             self.run_settings = self._run_settings()
             self.store = TraceStore({**self.run_settings, "weights": weights_fingerprint(self.llava.model)})
         make_current(self.store)
@@ -160,7 +166,7 @@ class LlavaTextweighted(lmms):
                     left -= 1
                     if not left:  # before the last answer goes out: nobody asks a stream for more than it has
                         progress.close()
-                        summary.log()
+                        summary.log(self.llava.plan)
                     yield self._result(answer)
 
     def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
@@ -223,10 +229,7 @@ class _Lazy(list):
 
     def __getitem__(self, place: Any) -> Any:
         while super().__len__() < (self._length if isinstance(place, slice) or place < 0 else place + 1):
-            try:
-                self.append(next(self._source))
-            except StopIteration:
-                raise IndexError(place) from None
+            self.append(next(self._source))
         return super().__getitem__(place)
 
 
@@ -244,14 +247,16 @@ class _Summary:
         for name in self.sums:
             self.sums[name] += getattr(answer.trace, name)
 
-    def log(self) -> None:
+    def log(self, plan: Plan) -> None:
+        """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer."""
+        numbers = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
         if self.count:
             means = {name: value / self.count for name, value in self.sums.items()}
             log_metrics(
                 total_elapsed_time=self.seconds,
                 total_gen_tokens=self.tokens,
                 avg_speed=self.tokens / self.seconds,
-                additional_metrics={"total_requests": self.count, **means},
+                additional_metrics={"total_requests": self.count, **means, **numbers},
             )
 
 
@@ -291,12 +296,15 @@ def _picture(visual: Any) -> Image.Image:
 
 
 def _chat_message(item: dict[str, Any]) -> Message:
-    pieces = []
-    for piece in item["content"]:
+    content = item["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    pieces: list[tuple[str, Any]] = []
+    for piece in content:
         if piece["type"] == "text":
             pieces.append(("text", piece["text"]))
         elif piece["type"] == "image":
             pieces.append(("image", _picture(piece["url"])))
         else:
             raise InputError(f"a message holds {piece['type']!r}: llava_textweighted takes text and pictures only")
-    return Message(item["role"], tuple(pieces))
+    return make_message(item["role"], pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,7 @@ def check_writable(folder: Path) -> None:
         folder = folder.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".textweighted-probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # a name of its own: several processes check at once
+            pass
     except OSError as error:
         raise InputError(f"output folder {str(folder)!r} cannot be written: {error.strerror or error}") from error

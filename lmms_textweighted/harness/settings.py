@@ -63,6 +63,20 @@ class Settings:
             self.strategy, pruning_layer=self.pruning_layer, keep_tokens=self.keep_tokens, keep_ratio=self.keep_ratio
         )
 
+    def check(self, num_layers: int, image_tokens: int) -> None:
+        """Raise PlanError when the plan does not fit the model; what is stated must fit even for `none`."""
+        self.plan().check(num_layers, image_tokens)
+        if self.strategy == "none" and any(
+            value is not None for value in (self.pruning_layer, self.keep_tokens, self.keep_ratio)
+        ):
+            keep_ratio = 1.0 if self.keep_tokens is None and self.keep_ratio is None else self.keep_ratio
+            make_plan(
+                DEFAULT_STRATEGY,
+                pruning_layer=self.pruning_layer,
+                keep_tokens=self.keep_tokens,
+                keep_ratio=keep_ratio,
+            ).check(num_layers, image_tokens)
+
     def load_options(self) -> LoadOptions:
         return LoadOptions(
             device=self.device,

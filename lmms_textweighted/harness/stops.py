@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lmms_textweighted.errors import TextweightedError
+from lmms_textweighted.errors import TextweightedError, first_line
 
 
 class RunEnded(SystemExit):
@@ -28,5 +28,4 @@ def ending_the_run(where: str = "") -> Iterator[None]:
     except TextweightedError as error:
         raise RunEnded(f"{head}{error}") from None
     except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise RunEnded(f"{head}{type(error).__name__}: {first}") from error
+        raise RunEnded(f"{head}{type(error).__name__}: {first_line(error)}") from error

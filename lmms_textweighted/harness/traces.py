@@ -38,7 +38,7 @@ class TraceStore:
         canonical = json.dumps(settings, sort_keys=True)
         self.key = hashlib.sha256(canonical.encode()).hexdigest()[:16]
         self.path: Path = cache_folder() / "traces" / f"{self.key}.sqlite"
-        self._fresh: dict[str, dict[str, Any]] = {}
+        self._fresh: dict[str, dict[str, dict[str, Any]]] = {}  # uid -> prompt -> record
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(self._connect()) as database, database:
@@ -54,15 +54,16 @@ class TraceStore:
 
     def put(self, uid: str, prompt: str, record: dict[str, Any]) -> None:
         """Keep one document's record, in memory and on disk."""
-        self._fresh[uid] = record
         digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        self._fresh.setdefault(uid, {})[digest] = record
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO traces VALUES (?, ?, ?)", (uid, digest, json.dumps(record)))
 
     def get(self, uid: str) -> dict[str, Any] | None:
-        """This process's record, or the only one on disk; None when there is none, or prompts differ."""
-        if uid in self._fresh:
-            return self._fresh[uid]
+        """This process's record, or the one on disk; None when there is none, or several prompts have one."""
+        fresh = self._fresh.get(uid, {})
+        if fresh:
+            return next(iter(fresh.values())) if len(fresh) == 1 else None
         with closing(self._connect()) as database:
             rows = database.execute("SELECT record FROM traces WHERE uid = ?", (uid,)).fetchall()
         return json.loads(rows[0][0]) if len(rows) == 1 else None

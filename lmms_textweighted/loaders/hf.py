@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
-from lmms_textweighted.errors import CheckpointError, InputError
+from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.paths import checkpoint_folder
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
@@ -56,13 +56,13 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
         )
         processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {first_line(error)}") from error
     processor.tokenizer.padding_side = "left"
     if not options.device_map:
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+            raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     return Loaded(model.eval(), processor)
 
 
@@ -84,6 +84,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_meta:  # offloaded: its name and shape must do
+            continue
         flat = value.reshape(-1)
         picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
         digest.update(picked.numpy().tobytes())
@@ -95,7 +97,7 @@ def _check_config(pretrained: str, folder: str, revision: str) -> None:
         config = AutoConfig.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
         if Path(folder).is_dir():
-            raise CheckpointError(f"checkpoint {pretrained!r} is no LLaVA: {_first_line(error)}") from error
+            raise CheckpointError(f"checkpoint {pretrained!r} is no LLaVA: {first_line(error)}") from error
         raise CheckpointError(
             f"checkpoint {pretrained!r} is not on disk and the hub did not give it: give a local folder, "
             f"`pretrained=tiny`, or a machine that reaches the hub"
@@ -114,8 +116,3 @@ def _dtype(name: str, device: str) -> Any:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype is {name!r}: give auto, float32, float16 or bfloat16")
     return dtype
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import IO, Any
 
 from scipy.stats import binomtest
 
-from lmms_textweighted.sweep import Curve
+from lmms_textweighted.sweep import Curve, Outcome, Point
 
 MAIN_STRATEGY = "text_weighted"
 
@@ -55,21 +55,25 @@ def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: in
             f"layer{layers - 1}_numeric_ranks": main["numeric_ranks"],
             f"layer{layers - 1}_effective_ranks": main["effective_ranks"],
         }
-    return {**top, "strategies": blocks, "meta": meta}
+    costs = {
+        figure: {name: dict(zip(block["tokens"], block[figure], strict=True)) for name, block in blocks.items()}
+        for figure in ("equivalent_tokens", "flops_ratio")
+    }
+    return {**top, "strategies": blocks, "meta": {**meta, **costs}}
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def write_answers(path: Path, curves: Sequence[Curve], documents: Sequence[dict[str, Any]]) -> None:
-    """JSON lines: one document at one point a line, so that runs can be compared document by document."""
-    with path.open("w") as file:
-        for curve in curves:
-            for budget, outcomes in zip(curve.budgets, curve.outcomes, strict=True):
-                for document, outcome in zip(documents, outcomes, strict=True):
-                    line = {"strategy": curve.strategy, "tokens": budget, **document, **vars(outcome)}
-                    file.write(json.dumps(line) + "\n")
+def write_answers(
+    file: IO[str], document: dict[str, Any], points: Sequence[Point], outcomes: Sequence[Outcome]
+) -> None:
+    """JSON lines, one a point of one document, written at once: a run that dies keeps what it has."""
+    for point, outcome in zip(points, outcomes, strict=True):
+        line = {"strategy": point.strategy, "tokens": point.budget, **document, **vars(outcome)}
+        file.write(json.dumps(line) + "\n")
+    file.flush()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
