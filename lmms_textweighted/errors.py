@@ -1,5 +1,10 @@
 """The errors a user can act on. Each message is one line that names the input, its value and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class TextweightedError(ValueError):
     """Base of every error that this package raises on purpose."""
@@ -9,6 +14,18 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, or its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def describe(error: BaseException) -> str:
+    """An error of ours says it itself; any other is named by its type in front of its first line."""
+    return str(error) if isinstance(error, TextweightedError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The text for a name that is not known: the nearest one, and all of them."""
+    names = list(known)
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+    return f"unknown {kind} {name!r}: did you mean {nearest[0]!r}? Known: {', '.join(names)}"
 
 
 class PlanError(TextweightedError):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lmms_textweighted.errors import InputError, TextweightedError, first_line
+from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
@@ -139,9 +139,7 @@ def _answer(
             judge=lambda answer: (documents.score(document, answer), answer.strip() == document.target.strip()),
         )
     except Exception as error:
-        kind = "" if isinstance(error, TextweightedError) else f"{type(error).__name__}: "
-        message = f"task {experiment.task}, document {document.number}: {kind}{first_line(error)}"
-        raise InputError(message) from error
+        raise InputError(f"task {experiment.task}, document {document.number}: {describe(error)}") from error
 
 
 def _write(experiment: Experiment, data: dict[str, Any]) -> None:

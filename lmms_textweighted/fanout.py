@@ -23,7 +23,7 @@ from lmms_textweighted.masks import decoding_mask, prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.pruner import find_decoder, image_ranks
 from lmms_textweighted.rank import Ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, random_scores, score_image_tokens, top_tokens
+from lmms_textweighted.scorers import RANDOM, SCORERS, prompt_key, random_scores, score_image_tokens, top_tokens
 
 
 @dataclass
@@ -43,9 +43,10 @@ class Prefix:
 
     def keep(self, scorer: str, budget: int) -> torch.Tensor:
         """Positions of the `budget` best image tokens of each image, ascending."""
-        kept, start = [self.image[:0]], 0
+        image = self.image
+        kept, start = [image[:0]], 0
         for size in self.layout.image_sizes[0]:
-            kept.append(self.image[start + top_tokens(self.scores[scorer][start : start + size], budget)])
+            kept.append(image[start + top_tokens(self.scores[scorer][start : start + size], budget)])
             start += size
         return torch.cat(kept)
 
@@ -81,8 +82,8 @@ def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[s
                 scores[name], _ = score_image_tokens(attention, rows, image, SCORERS[name])
 
     if RANDOM in scorers:
-        ids = inputs["input_ids"][0][layout.valid[0]].tolist()
-        scores[RANDOM] = random_scores(len(image), ",".join(map(str, ids)), seed).to(image.device)
+        key = prompt_key(inputs["input_ids"][0].tolist())
+        scores[RANDOM] = random_scores(len(image), key, seed).to(image.device)
     cache = DynamicCache(config=decoder.config)
     with (
         observing(decoder.layers[layer].self_attn, score),
@@ -119,10 +120,7 @@ def continue_prefix(
 
     # Without a mask SDPA and flash are causal by themselves; eager attention would see everything.
     mask = None if even and name != "eager" else prefill_mask(present, name, dtype)
-    if ranks:
-        with observing(decoder.layers[-1].self_attn, rank):
-            hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
-    else:
+    with observing(decoder.layers[-1].self_attn, rank) if ranks else contextlib.nullcontext():
         hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
 
     tokens: list[list[int]] = [[] for _ in rows]

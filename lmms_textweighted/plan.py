@@ -6,11 +6,10 @@ that was there before and layers P+1 … L-1 run on the shorter sequence.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
-from lmms_textweighted.errors import PlanError
+from lmms_textweighted.errors import PlanError, unknown
 from lmms_textweighted.scorers import RANDOM, SCORERS
 
 DEFAULT_STRATEGY = "text_weighted"
@@ -39,7 +38,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.scorer != RANDOM and self.scorer not in SCORERS:
-            raise PlanError(_unknown("scorer", self.scorer, [*SCORERS, RANDOM]))
+            raise PlanError(unknown("scorer", self.scorer, [*SCORERS, RANDOM]))
         if not _is_int(self.layer) or self.layer < 0:
             raise PlanError(f"pruning layer is {self.layer!r}: give a decoder layer's number, counted from 0")
         if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer):
@@ -153,7 +152,7 @@ def make_plan(
     one token or a ratio outside (0, 1], and for a layer that contradicts the strategy's.
     """
     if strategy not in STRATEGIES:
-        raise PlanError(_unknown("strategy", strategy, list(STRATEGIES)))
+        raise PlanError(unknown("strategy", strategy, list(STRATEGIES)))
     scorer, fixed_layer = STRATEGIES[strategy]
     if keep_tokens is not None and not (_is_int(keep_tokens) and keep_tokens >= 1):
         raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 1")
@@ -167,11 +166,6 @@ def make_plan(
         pruning_layer = DEFAULT_LAYER if fixed_layer is None else fixed_layer
     stage = Stage(scorer or "last_row", pruning_layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)
     return NONE if scorer is None else Plan(strategy, (stage,))
-
-
-def _unknown(kind: str, name: object, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    return f"unknown {kind} {name!r}: did you mean {nearest[0]!r}? Known: {', '.join(known)}"
 
 
 def _is_int(value: object) -> bool:

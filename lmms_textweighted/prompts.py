@@ -6,12 +6,11 @@ A message's content is a list of pieces: ("text", str) or ("image", picture). Re
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, unknown
 
 IMAGE_TAG = "<image>"
 SINGLE_PREDICTION_PROMPT = "\nAnswer with the option's letter from the given choices directly."
@@ -108,8 +107,7 @@ DEFAULT_TEMPLATE = "vicuna_v1"
 def check_template(name: str) -> str:
     """The name itself, if there is such a template; InputError with the nearest one if not."""
     if name not in TEMPLATES:
-        nearest = difflib.get_close_matches(str(name), list(TEMPLATES), n=1, cutoff=0.0)
-        raise InputError(f"unknown conv_template {name!r}: did you mean {nearest[0]!r}? Known: {', '.join(TEMPLATES)}")
+        raise InputError(unknown("conv_template", name, TEMPLATES))
     return name
 
 

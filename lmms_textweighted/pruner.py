@@ -25,7 +25,7 @@ from lmms_textweighted.masks import decoding_mask, prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.plan import Plan, Stage
 from lmms_textweighted.rank import Ranks, attention_ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, random_scores, score_image_tokens, top_tokens
+from lmms_textweighted.scorers import RANDOM, SCORERS, prompt_key, random_scores, score_image_tokens, top_tokens
 from lmms_textweighted.trace import DocumentTrace, StageTrace, Trace
 
 _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -193,10 +193,7 @@ class _Session:
             if rest or not beams:
                 raise PlanError(f"{len(self.random_keys)} random_keys for a batch of {len(input_ids)}: give one a row")
             return [key for key in self.random_keys for _ in range(beams)]  # beam search repeats each row
-        return [
-            ",".join(map(str, ids[valid].tolist()))
-            for ids, valid in zip(input_ids.cpu(), layout.valid.cpu(), strict=True)
-        ]
+        return [prompt_key(ids[valid].tolist()) for ids, valid in zip(input_ids.cpu(), layout.valid.cpu(), strict=True)]
 
     # Scoring: called from inside the scored layer's attention.
 

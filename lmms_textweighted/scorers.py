@@ -12,7 +12,7 @@ All functions are pure and work on one sequence; float32 in, float32 out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,11 @@ def score_image_tokens(
     """
     weights = scorer.weights(attention[:, text])
     return weights @ attention[:, image], weights
+
+
+def prompt_key(token_ids: Iterable[int]) -> str:
+    """The default key of `random_scores`: a prompt's token ids without padding, so that a batch does not change it."""
+    return ",".join(map(str, token_ids))
 
 
 def random_scores(count: int, key: str, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from lmms_textweighted.cost import DecoderShape, equivalent_tokens, prefill_flop
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
-from lmms_textweighted.plan import Stage, make_plan
+from lmms_textweighted.plan import STRATEGIES, Plan, Stage, make_plan
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.pruner import find_decoder
 
@@ -59,9 +59,8 @@ def make_points(strategies: Sequence[str], budgets: Sequence[int], pruning_layer
         if strategy == "none":
             points.append(Point(strategy, None, None))
             continue
-        layer = (
-            pruning_layer if make_plan(strategy).stages[0].layer == make_plan("text_weighted").stages[0].layer else None
-        )
+        _, fixed_layer = STRATEGIES.get(strategy, (None, None))  # make_plan refuses a name that is not there
+        layer = pruning_layer if fixed_layer is None else None
         for budget in budgets:
             points.append(
                 Point(strategy, budget, make_plan(strategy, pruning_layer=layer, keep_tokens=budget).stages[0])
@@ -74,9 +73,8 @@ def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
     config = llava.model.config
     for point in points:
         if point.stage is not None:
-            make_plan(point.strategy, pruning_layer=point.stage.layer, keep_tokens=point.budget).check(
-                config.get_text_config().num_hidden_layers, config.image_seq_length
-            )
+            plan = Plan(point.strategy, (point.stage,))
+            plan.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
 
 
 def run_document(

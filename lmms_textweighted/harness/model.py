@@ -159,15 +159,16 @@ class LlavaTextweighted(lmms):
         with tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0) as progress:
             for batch in _batches(requests, self.batch_size, self._kwargs_of):
                 for request, document, answer, seconds in self._answer_batch(batch):
+                    figures = answer.trace.summary()
                     if not request.metadata.get("__padding_only__"):
                         summary.add(answer, seconds)
-                        self._keep(request, document, answer)
+                        self._keep(request, document, figures)
                     progress.update(1)
                     left -= 1
                     if not left:  # before the last answer goes out: nobody asks a stream for more than it has
                         progress.close()
                         summary.log(self.llava.plan)
-                    yield self._result(answer)
+                    yield self._result(answer, figures)
 
     def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
         """(request, document, answer, seconds) of each request of one batch."""
@@ -190,16 +191,16 @@ class LlavaTextweighted(lmms):
         kwargs = next(argument for argument in request.args if isinstance(argument, dict))
         return json.dumps([request.task_name, kwargs], sort_keys=True, default=str)
 
-    def _result(self, answer: Answer) -> GenerationResult:
-        pruning = {**answer.trace.summary(), "settings": self.run_settings}
+    def _result(self, answer: Answer, figures: dict[str, Any]) -> GenerationResult:
+        pruning = {**figures, "settings": self.run_settings}
         counts = PrunedTokenCounts(
             input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning
         )
         return GenerationResult(text=answer.text, token_counts=counts)
 
-    def _keep(self, request: Instance, document: dict[str, Any], answer: Answer) -> None:
+    def _keep(self, request: Instance, document: dict[str, Any], figures: dict[str, Any]) -> None:
         if document.get("trace_store") == self.store.key:
-            self.store.put(document["uid"], str(request.args[0]), answer.trace.summary())
+            self.store.put(document["uid"], str(request.args[0]), figures)
 
 
 class LlavaTextweightedChat(LlavaTextweighted):

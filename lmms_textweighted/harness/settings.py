@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.loaders.hf import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.plan import DEFAULT_STRATEGY, Plan, make_plan
@@ -45,10 +44,7 @@ class Settings:
         known = [item.name for item in fields(cls)]
         for name in arguments:
             if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise InputError(
-                    f"unknown model argument {name!r}: did you mean {nearest!r}? Known: {', '.join(known)}"
-                )
+                raise InputError(unknown("model argument", name, known))
         settings = cls(**arguments)
         check_template(settings.conv_template)
         if not isinstance(settings.seed, int) or isinstance(settings.seed, bool):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lmms_textweighted.errors import TextweightedError, first_line
+from lmms_textweighted.errors import describe
 
 
 class RunEnded(SystemExit):
@@ -25,7 +25,5 @@ def ending_the_run(where: str = "") -> Iterator[None]:
     head = f"{where}: " if where else ""
     try:
         yield
-    except TextweightedError as error:
-        raise RunEnded(f"{head}{error}") from None
     except Exception as error:
-        raise RunEnded(f"{head}{type(error).__name__}: {first_line(error)}") from error
+        raise RunEnded(f"{head}{describe(error)}") from error

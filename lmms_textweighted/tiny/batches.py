@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lmms_textweighted.prompts import SHORT_ANSWER_PROMPT, SINGLE_PREDICTION_PROMPT, VICUNA_SYSTEM
+from lmms_textweighted.prompts import SHORT_ANSWER_PROMPT, VICUNA_SYSTEM
 from lmms_textweighted.tiny import questions, scenes
 from lmms_textweighted.tiny.architecture import CAPTION_PROMPT, LIST_PROMPT, MATCH_PROMPT
 
@@ -142,8 +142,5 @@ def _dialogue(kind: str, scene: scenes.Scene, rng: np.random.Generator) -> tuple
     word = item["choices"][item["answer"]]
     if kind == "word":
         return f"\n{item['question']}{SHORT_ANSWER_PROMPT} ASSISTANT:", word, word
-    context = f"Context: {item['hint']}\n" if item["hint"] else ""
-    question = MATCH_PROMPT.format(word) if kind == "match" else item["question"]
-    choices = questions.choices_text(item["choices"])
-    prompt = f"\n{context}{question}\n{choices}{SINGLE_PREDICTION_PROMPT} ASSISTANT:"
-    return prompt, questions.LETTERS[item["answer"]], word
+    text = questions.multiple_choice_text(item, MATCH_PROMPT.format(word) if kind == "match" else None)
+    return f"\n{text} ASSISTANT:", questions.LETTERS[item["answer"]], word

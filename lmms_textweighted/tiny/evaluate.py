@@ -12,25 +12,25 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from scipy.stats import binomtest
 
 from lmms_textweighted.fanout import continue_prefix, run_prefix
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.loaders.hf import load
-from lmms_textweighted.plan import DEFAULT_LAYER
-from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, user_message
-from lmms_textweighted.tiny.questions import LETTERS, choices_text
+from lmms_textweighted.plan import DEFAULT_LAYER, STRATEGIES
+from lmms_textweighted.prompts import user_message
+from lmms_textweighted.report.experiment import accuracy_interval
+from lmms_textweighted.tiny.questions import LETTERS, multiple_choice_text
 from lmms_textweighted.tiny.scenes import IMAGE_SIZE
 from lmms_textweighted.tiny.testset import SIZE, load_testset
 
-SCORERS = {"text_weighted": "text_weighted", "fastv": "last_row", "random": "random"}
+COMPARED = ("text_weighted", "fastv", "random")
 
 
 def answers(
     pretrained: str = "tiny",
     *,
     count: int = SIZE,
-    strategies: Sequence[str] = tuple(SCORERS),
+    strategies: Sequence[str] = COMPARED,
     budgets: Sequence[int] = (192, 64, 16),
     layer: int = DEFAULT_LAYER,
 ) -> dict[str, list[bool]]:
@@ -43,14 +43,12 @@ def answers(
     blank = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (175, 175, 175))
     right: dict[str, list[bool]] = defaultdict(list)
     for document in load_testset().select(range(count)):
-        context = f"Context: {document['hint']}\n" if document["hint"] else ""
-        choices = choices_text(document["choices"])
-        prompt = f"{context}{document['question']}\n{choices}{SINGLE_PREDICTION_PROMPT}"
+        prompt = multiple_choice_text(document)
         target = LETTERS[document["answer"]]
         for picture, conditions in ((document["image"], None), (blank, ["blank picture"])):
             inputs = llava.encode([[user_message(prompt, [picture])]])
             with torch.inference_mode():
-                scorers = [SCORERS[strategy] for strategy in strategies]
+                scorers = [scorer for strategy in strategies if (scorer := STRATEGIES[strategy][0])]
                 prefix = run_prefix(model, inputs, layer, scorers if conditions is None else [])
                 kept = [prefix.image]
                 if conditions is None:
@@ -75,8 +73,8 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=DEFAULT_LAYER)
     arguments = parser.parse_args()
     for name, hits in answers(arguments.pretrained, count=arguments.count, layer=arguments.layer).items():
-        interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-        print(f"{name:20} {sum(hits) / len(hits):6.1%}  [{interval.low:.1%}, {interval.high:.1%}]")
+        low, high = accuracy_interval([float(hit) for hit in hits])
+        print(f"{name:20} {sum(hits) / len(hits):6.1%}  [{low:.1%}, {high:.1%}]")
 
 
 if __name__ == "__main__":

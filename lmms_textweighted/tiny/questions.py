@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT
 from lmms_textweighted.tiny.scenes import Scene
 
 LETTERS = "ABCDE"
@@ -73,6 +74,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     order = rng.permutation(len(scene.objects))
     parts = [f"{scene.objects[i].color} {scene.objects[i].shape} in the {scene.objects[i].place}" for i in order]
     return ", ".join(parts) + "."
+
+
+def multiple_choice_text(item: dict, question: str | None = None) -> str:
+    """A question of `make_question` as lmms-eval's ScienceQA task words it; `question` takes the place of its own."""
+    context = f"Context: {item['hint']}\n" if item["hint"] else ""
+    return f"{context}{question or item['question']}\n{choices_text(item['choices'])}{SINGLE_PREDICTION_PROMPT}"
 
 
 def choices_text(choices: list[str]) -> str:
