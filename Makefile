@@ -1,10 +1,11 @@
 # `make demo` and `make test` set everything up on a machine that has only Python and make.
 PYTHON ?= python3
 BIN := .venv/bin
+LLAVA := llava-torch==1.2.2.post1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-fast bench lint format clean
 
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
 	mkdir -p demo
@@ -19,6 +20,9 @@ test: lint  ## ruff, mypy and the whole test suite
 
 test-fast: .venv/.tested  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
+	$(BIN)/python -W ignore -m benchmarks
 
 lint: .venv/.tested
 	$(BIN)/ruff check .
@@ -41,4 +45,6 @@ clean:
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lint]"
+	# Without its own requirements, which are pinned to versions of 2023: an extra cannot say that.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLAVA)
 	touch $@

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmms_textweighted.loaders.hf import load
+    from lmms_textweighted.loaders import load
     from lmms_textweighted.plan import Plan, Stage, make_plan
     from lmms_textweighted.pruner import prune
 
@@ -23,7 +23,7 @@ __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
 _HOMES = {
     "Plan": "lmms_textweighted.plan",
     "Stage": "lmms_textweighted.plan",
-    "load": "lmms_textweighted.loaders.hf",
+    "load": "lmms_textweighted.loaders",
     "make_plan": "lmms_textweighted.plan",
     "prune": "lmms_textweighted.pruner",
 }

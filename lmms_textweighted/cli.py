@@ -1,4 +1,4 @@
-"""The command line: `lmms-textweighted sweep | tasks-path | config | export-scienceqa`.
+"""The command line: `lmms-textweighted sweep | convert | tasks-path | config | export-scienceqa`.
 
 Nothing heavy is imported here: `--help` must answer at once.
 """
@@ -77,6 +77,25 @@ def export_scienceqa(
     print(export(folder))
 
 
+@app.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a hub name or `tiny`, in either format.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for the other format.")],
+    vision_tower: Annotated[
+        str | None, typer.Option(help="A local CLIP folder, for checkpoints that only name theirs.")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Of a hub checkpoint.")] = "main",
+) -> None:
+    """Write a checkpoint in liuhaotian format as transformers has it, or the other way round, bit for bit."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from lmms_textweighted.convert import convert as run
+
+    disable_progress_bar()
+    done = run(source, target, vision_tower=vision_tower, revision=revision)
+    print(f"wrote {done.folder} in {done.format} format: {done.tensors} tensors, led back and equal bit for bit")
+
+
 @app.command("sweep")
 def sweep(
     context: typer.Context,
@@ -84,12 +103,32 @@ def sweep(
     model_base: Annotated[
         str | None, typer.Option(help="Base weights of a LoRA checkpoint; not supported yet.")
     ] = None,
-    conv_mode: Annotated[str, typer.Option(help="Prompt template: vicuna_v1 or hf.")] = "vicuna_v1",
-    task: Annotated[str, typer.Option(help="A task of ours or of lmms-eval.")] = "shapes_mcq",
+    conv_mode: Annotated[
+        str | None, typer.Option(help="Prompt template: vicuna_v1, hf, …; chosen by the checkpoint if left out.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task of ours or of lmms-eval; shapes_mcq if there is no question file.")
+    ] = None,
+    question_file: Annotated[
+        Path | None, typer.Option(help="A JSON list of questions in LLaVA's format, instead of a task.")
+    ] = None,
+    image_folder: Annotated[Path | None, typer.Option(help="Where the question file's images are.")] = None,
+    skip_missing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-missing", help="Leave out questions whose picture is missing or broken, instead of ending."
+        ),
+    ] = False,
     num_samples: Annotated[str, typer.Option(help="The first N documents, or `all`.")] = "50",
     pruning_layer: Annotated[int, typer.Option(help="Image tokens leave after this layer, counted from 0.")] = 2,
     tokens: Annotated[str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64.")] = "576:16:-10",
     strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "text_weighted,fastv,random,none",
+    text_scope: Annotated[
+        str, typer.Option(help="The text that weighs: after (the image), all, or the question alone.")
+    ] = "after",
+    keep_scope: Annotated[
+        str, typer.Option(help="What tokens are kept of: each image, or the whole prompt.")
+    ] = "image",
     single_pred_prompt: Annotated[
         bool,
         typer.Option("--single-pred-prompt", help="Append the single-prediction prompt where the task's lacks it."),
@@ -104,6 +143,16 @@ def sweep(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; a GPU where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,
     attn_implementation: Annotated[str | None, typer.Option(help="sdpa, eager or flash_attention_2.")] = None,
+    loader: Annotated[
+        str, typer.Option(help="auto, hf (transformers) or llava (the package); auto goes by the checkpoint's format.")
+    ] = "auto",
+    vision_tower: Annotated[
+        str | None, typer.Option(help="A local CLIP folder, for checkpoints that only name theirs.")
+    ] = None,
+    image_aspect_ratio: Annotated[
+        str | None,
+        typer.Option(help="pad, square or anyres. If left out: square for a question file, else the checkpoint's own."),
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
     config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,
 ) -> None:

@@ -36,18 +36,27 @@ class DecoderShape:
         )
 
 
-def layer_flops(shape: DecoderShape, tokens: int) -> int:
+def layer_flops(shape: DecoderShape, tokens: int, *, causal: bool = False) -> int:
     """FLOPs of one decoder layer over `tokens` tokens at prefill.
 
     2 n d (2 h + 2 h_kv) for the four projections, 4 n^2 h for scores and values, 6 n d m for the gated MLP, with
-    h = heads x head width. The attention term counts the full n x n square, as eager attention computes it; a causal
-    kernel does about half of it.
+    h = heads x head width. The attention term counts the full n x n square, as eager attention computes it; with
+    `causal`, the n (n + 1) / 2 pairs that a causal kernel needs.
     """
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     projections = 2 * tokens * shape.hidden * (2 * query + 2 * key)
-    attention = 4 * tokens * tokens * query
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
     mlp = 6 * tokens * shape.hidden * shape.intermediate
-    return projections + attention + mlp
+    return projections + 4 * pairs * query + mlp
+
+
+def layer_bytes(shape: DecoderShape, tokens: int, element_size: int, batch: int = 1) -> int:
+    """Bytes that one decoder layer must at least move at prefill: its weights once, each row's hidden states in and
+    out, and its keys and values. (Two norms of d weights are left out.)"""
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    weights = shape.hidden * (2 * query + 2 * key) + 3 * shape.hidden * shape.intermediate
+    moved = batch * tokens * (2 * shape.hidden + 2 * key)
+    return (weights + moved) * element_size
 
 
 def prefill_flops(shape: DecoderShape, lengths: Sequence[int]) -> int:

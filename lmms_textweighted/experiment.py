@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,28 +20,40 @@ from rich.table import Table
 
 from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.harness.documents import Document, Documents
+from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
+from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
-from lmms_textweighted.loaders.hf import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.ranges import parse_samples, parse_tokens
 from lmms_textweighted.report.experiment import experiment_data, write_answers, write_json
 from lmms_textweighted.sweep import Outcome, Point, check_points, collect, make_points, run_document
 
+DEFAULT_TASK = "shapes_mcq"
+FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
 _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The sweep's options, checked. num_samples None: all documents."""
+    """The sweep's options, checked. num_samples None: all documents. conv_mode None: the checkpoint's.
+
+    task is not used where there is a question_file.
+    """
 
     model_path: str
-    conv_mode: str
+    conv_mode: str | None
     task: str
+    question_file: Path | None
+    image_folder: Path | None
+    skip_missing: bool
     num_samples: int | None
     pruning_layer: int
     tokens: list[int]
     points: list[Point]
+    text_scope: str
+    keep_scope: str
     single_pred_prompt: bool
     stated: StatedLengths
     ranks: bool
@@ -61,41 +73,70 @@ class Experiment:
         strategies = [name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()]
         whole = {name: _whole(name, options[name]) for name in ("pruning_layer", "seed")}
         stated = [_whole(name, options[name]) for name in ("fast_v_sys_length", "fast_v_image_token_length")]
+        text_scope, keep_scope = str(options["text_scope"]), str(options["keep_scope"])
+        task, question_file, image_folder = _source(options)
+        aspect_ratio = options["image_aspect_ratio"]
         output_dir = Path(str(options["output_dir"]))
         check_writable(output_dir)
         return cls(
             model_path=str(options["model_path"]),
-            conv_mode=check_template(options["conv_mode"]),
-            task=str(options["task"]),
+            conv_mode=options["conv_mode"] and check_template(options["conv_mode"]),
+            task=task,
+            question_file=question_file,
+            image_folder=image_folder,
+            skip_missing=_flag(options, "skip_missing"),
             num_samples=parse_samples(options["num_samples"]),
             pruning_layer=whole["pruning_layer"],
             tokens=tokens,
-            points=make_points(strategies, tokens, whole["pruning_layer"]),
-            single_pred_prompt=bool(options["single_pred_prompt"]),
+            points=make_points(
+                strategies, tokens, whole["pruning_layer"], text_scope=text_scope, keep_scope=keep_scope
+            ),
+            text_scope=text_scope,
+            keep_scope=keep_scope,
+            single_pred_prompt=_flag(options, "single_pred_prompt"),
             stated=StatedLengths(*stated),
-            ranks=bool(options["ranks"]),
+            ranks=_flag(options, "ranks"),
             seed=whole["seed"],
             load_options=LoadOptions(
                 device=options["device"],
                 dtype=str(options["dtype"]),
                 device_map=options["device_map"],
                 attn_implementation=options["attn_implementation"],
+                loader=str(options["loader"]),
+                vision_tower=options["vision_tower"],
+                image_aspect_ratio=aspect_ratio and check_aspect_ratio(aspect_ratio),
             ),
             output_dir=output_dir,
         )
+
+
+@dataclass
+class _Seen:
+    """What the result says of the documents. Kept whole, their pictures would fill the memory."""
+
+    digests: list[str] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    prompt: str | None = None
+
+    def add(self, document: Document, llava: PrunedLlava) -> None:
+        self.digests.append(document.digest)
+        if document.fields.get("choices"):
+            self.chances.append(1 / len(document.fields["choices"]))
+        self.prompt = self.prompt or render(str(llava.template), [document.message], llava.processor)
 
 
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
     """Run the sweep and write its files; returns the JSON's content."""
     console = Console()
     _quiet()
+    documents = _documents(experiment)  # wrong data should cost no loading of a model
+    decoding = documents.decoding
     model, processor = load(experiment.model_path, experiment.load_options)
     llava = PrunedLlava(model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated)
+    if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
+        llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     check_points(experiment.points, llava)
-    documents = Documents.of_task(
-        experiment.task, experiment.num_samples, single_prediction_prompt=experiment.single_pred_prompt
-    )
-    seen: list[Document] = []
+    seen = _Seen()
     outcomes: list[list[Outcome]] = []
     columns = (
         TextColumn("{task.description}"),
@@ -104,17 +145,18 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    decoding = documents.decoding
     with Progress(*columns, console=console) as progress, _target(experiment, "answers.jsonl").open("w") as file:
         label = f"{len(documents)} documents x {len(experiment.points)} points"
         for document in progress.track(documents, total=len(documents), description=label):
             outcomes.append(_answer(experiment, llava, documents, document, decoding))
-            seen.append(document)
-            row = {"document": document.number, "digest": document.digest, "target": document.target}
+            seen.add(document, llava)
+            row = {"document": document.number, "id": document.id, "digest": document.digest, "target": document.target}
             write_answers(file, row, experiment.points, outcomes[-1])
     curves = collect(experiment.points, outcomes)
     layers = model.config.get_text_config().num_hidden_layers
-    image_tokens = model.config.image_seq_length
+    # Where the number differs from picture to picture, no pruning stands at its mean.
+    seen_tokens = [row[0].image_tokens for row in outcomes if row[0].image_tokens]
+    image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
     data = experiment_data(
         curves, _meta(experiment, llava, documents, seen, layers), layers=layers, image_tokens=image_tokens
     )
@@ -123,6 +165,19 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     for name in ("json", "png"):
         console.print(f"wrote {_target(experiment, name)}", soft_wrap=True)
     return data
+
+
+def _documents(experiment: Experiment) -> Documents:
+    prompt = experiment.single_pred_prompt
+    if experiment.question_file is not None:
+        return QuestionDocuments.read(
+            experiment.question_file,
+            experiment.image_folder,
+            experiment.num_samples,
+            skip_missing=experiment.skip_missing,
+            single_prediction_prompt=prompt,
+        )
+    return Documents.of_task(experiment.task, experiment.num_samples, single_prediction_prompt=prompt)
 
 
 def _answer(
@@ -139,7 +194,7 @@ def _answer(
             judge=lambda answer: (documents.score(document, answer), answer.strip() == document.target.strip()),
         )
     except Exception as error:
-        raise InputError(f"task {experiment.task}, document {document.number}: {describe(error)}") from error
+        raise InputError(f"{document.name}: {describe(error)}") from error
 
 
 def _write(experiment: Experiment, data: dict[str, Any]) -> None:
@@ -153,26 +208,24 @@ def _target(experiment: Experiment, ending: str) -> Path:
     return experiment.output_dir / f"fastv_textweighted_layer{experiment.pruning_layer}_experiment.{ending}"
 
 
-def _meta(
-    experiment: Experiment, llava: PrunedLlava, documents: Documents, seen: list[Document], layers: int
-) -> dict[str, Any]:
-    digest = hashlib.sha256("".join(document.digest for document in seen).encode()).hexdigest()
-    choices = [len(document.fields["choices"]) for document in seen if document.fields.get("choices")]
+def _meta(experiment: Experiment, llava: PrunedLlava, documents: Documents, seen: _Seen, layers: int) -> dict[str, Any]:
     return {
         "checkpoint": experiment.model_path,
         "weights": weights_fingerprint(llava.model),
         "dtype": str(llava.model.dtype).removeprefix("torch."),
         "device": llava.model.device.type,
         "decoder_layers": layers,
-        "task": experiment.task,
-        "selection": f"the first {len(seen)} documents of the task, none left out",
-        "num_samples": len(seen),
-        "documents_sha256": digest,
+        **documents.describe(),
+        "num_samples": len(seen.digests),
+        "documents_sha256": hashlib.sha256("".join(seen.digests).encode()).hexdigest(),
         "metric": documents.metric,
-        "chance": fmean(1 / count for count in choices) if len(choices) == len(seen) else None,
-        "conv_mode": experiment.conv_mode,
-        "prompt_example": render(experiment.conv_mode, [seen[0].message], llava.processor) if seen else None,
+        "chance": fmean(seen.chances) if len(seen.chances) == len(seen.digests) else None,
+        "conv_mode": llava.template,
+        "prompt_example": seen.prompt,
+        "image_aspect_ratio": llava.image_aspect_ratio,
         "pruning_layer": experiment.pruning_layer,
+        "text_scope": experiment.text_scope,
+        "keep_scope": experiment.keep_scope,
         "layer_numbering": "from 0; image tokens leave after this layer",
         "seed": experiment.seed,
         "rank_note": (
@@ -220,6 +273,28 @@ def _whole(name: str, value: Any) -> Any:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise InputError(f"{name} is {value!r}: give a whole number")
     return value
+
+
+def _flag(options: dict[str, Any], name: str) -> bool:
+    if not isinstance(options[name], bool):
+        raise InputError(f"{name} is {options[name]!r}: give true or false")
+    return options[name]
+
+
+def _source(options: dict[str, Any]) -> tuple[str, Path | None, Path | None]:
+    """(task, question file, image folder): a task or a question file may be given, never both."""
+    task, question_file, image_folder = (options[name] for name in ("task", "question_file", "image_folder"))
+    if question_file is None:
+        unused = [name for name in ("image_folder", "skip_missing") if options[name]]
+        if unused:
+            raise InputError(f"{unused[0]} is {str(options[unused[0]])!r}, but no question_file is given: name one")
+        return str(task or DEFAULT_TASK), None, None
+    if task is not None:
+        raise InputError(
+            f"task is {task!r} and question_file is {str(question_file)!r}: give one of them, on the command line and "
+            f"in the config file together"
+        )
+    return "", Path(str(question_file)), None if image_folder is None else Path(str(image_folder))
 
 
 def _joined(value: Any) -> str:

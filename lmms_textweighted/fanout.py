@@ -16,14 +16,17 @@ import torch
 from torch import nn
 from transformers import BatchFeature, DynamicCache
 
+from lmms_textweighted.caches import CACHE_NAME
 from lmms_textweighted.cost import DecoderShape
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import Layout, find_layout
+from lmms_textweighted.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.masks import decoding_mask, prefill_mask
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.pruner import find_decoder, image_ranks
 from lmms_textweighted.rank import Ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, prompt_key, random_scores, score_image_tokens, top_tokens
+from lmms_textweighted.scorers import RANDOM, SCORERS, choose_tokens, prompt_key, random_scores, score_image_tokens
+from lmms_textweighted.splice import splice_of
+from lmms_textweighted.splice.base import removed_at_end
 
 
 @dataclass
@@ -41,14 +44,13 @@ class Prefix:
         """Positions of the image tokens, ascending."""
         return (self.layout.image[0] >= 0).nonzero().flatten()
 
-    def keep(self, scorer: str, budget: int) -> torch.Tensor:
-        """Positions of the `budget` best image tokens of each image, ascending."""
-        image = self.image
-        kept, start = [image[:0]], 0
-        for size in self.layout.image_sizes[0]:
-            kept.append(image[start + top_tokens(self.scores[scorer][start : start + size], budget)])
-            start += size
-        return torch.cat(kept)
+    def keep(self, scorer: str, budget: int, keep_scope: str = "image") -> torch.Tensor:
+        """Positions of the `budget` best image tokens, ascending: of each image, or of all images together."""
+        sizes = self.layout.image_sizes[0]
+        if not sizes:
+            return self.image
+        chosen, _ = choose_tokens(self.scores[scorer], sizes, lambda size: min(size, budget), keep_scope)
+        return self.image[chosen]
 
 
 @dataclass(frozen=True)
@@ -59,39 +61,55 @@ class Continuation:
     ranks: Ranks | None
 
 
-def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[str], *, seed: int = 0) -> Prefix:
+def run_prefix(
+    model: Any,
+    inputs: BatchFeature,
+    layer: int,
+    scorers: Sequence[str],
+    *,
+    seed: int = 0,
+    text_scope: str = "after",
+    question: torch.Tensor | None = None,
+) -> Prefix:
     """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there.
 
-    Raises PlanError for a batch or a padded prompt.
+    text_scope, question: as for `prune`, of the one prompt. Raises PlanError for a batch or a padded prompt.
     """
     decoder = find_decoder(model)
-    layout = find_layout(
-        inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id, model.config.image_seq_length
-    )
-    if len(layout.lengths) != 1 or layout.lengths[0] != inputs["input_ids"].shape[1]:
+    splice = splice_of(model)
+    if inputs["input_ids"].shape[0] != 1 or not inputs["attention_mask"].all():
         raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
-    image = (layout.image[0] >= 0).nonzero().flatten()
-    text = layout.text[0].nonzero().flatten()
+    layouts: list[Layout] = []
     scores: dict[str, torch.Tensor] = {}
 
+    def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = kwargs.get("inputs_embeds")
+        hidden = kwargs["input_ids"] if hidden is None else hidden  # a text alone may come as its ids
+        prompts = splice.prompts(1) or unknown_text(hidden)
+        layouts.append(find_layout(prompts, hidden.device, text_scope, [question]))
+        if RANDOM in scorers:
+            count = sum(prompts.image_sizes[0])
+            scores[RANDOM] = random_scores(count, prompt_key(prompts.ids[0].tolist()), seed).to(hidden.device)
+
     def score(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        layout = layouts[0]
+        image = (layout.image[0] >= 0).nonzero().flatten()
+        text = layout.text[0].nonzero().flatten()
         for name in scorers:
             if name != RANDOM and len(image):
-                rows = text[-1:] if SCORERS[name].last_row_only else text
+                rows = text.new_tensor([layout.last(0)]) if SCORERS[name].last_row_only else text
                 attention = attention_rows(query[0], key[0], rows, layout.valid[0], scaling)
                 scores[name], _ = score_image_tokens(attention, rows, image, SCORERS[name])
 
-    if RANDOM in scorers:
-        key = prompt_key(inputs["input_ids"][0].tolist())
-        scores[RANDOM] = random_scores(len(image), key, seed).to(image.device)
     cache = DynamicCache(config=decoder.config)
-    with (
-        observing(decoder.layers[layer].self_attn, score),
-        _stopping_before(decoder, layer + 1) as caught,
-        contextlib.suppress(_Stopped),
-    ):
-        model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix(layer, layout, caught[0], cache, scores)
+    with contextlib.ExitStack() as stack:
+        splice.attach(stack)
+        stack.enter_context(removed_at_end(decoder.register_forward_pre_hook(locate, with_kwargs=True)))
+        stack.enter_context(observing(decoder.layers[layer].self_attn, score))
+        caught = stack.enter_context(_stopping_before(decoder, layer + 1))
+        stack.enter_context(contextlib.suppress(_Stopped))
+        model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
+    return Prefix(layer, layouts[0], caught[0], cache, scores)
 
 
 def continue_prefix(
@@ -177,7 +195,7 @@ def _run(
             attention_mask=mask,
             position_ids=order,
             position_embeddings=rotary,
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             use_cache=True,
         )
     return hidden

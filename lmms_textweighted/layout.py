@@ -1,12 +1,46 @@
-"""Where the image tokens and the text tokens of a batch are."""
+"""Where the image tokens and the text tokens of a batch are, and which text tokens vote."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lmms_textweighted.errors import PlanError
+
+IMAGE = -1  # stands at image tokens in a prompt's ids, whatever the model's own id is
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts as the decoder gets them, on the CPU.
+
+    ids: int64 [B, S], IMAGE at every image token. valid: bool [B, S], False at padding. image_sizes: for each row, the
+    number of tokens of each of its images, in order.
+    """
+
+    ids: torch.Tensor
+    valid: torch.Tensor
+    image_sizes: tuple[tuple[int, ...], ...]
+
+    def repeated(self, times: int) -> Prompts:
+        """Each row `times` times in a row, as beam search does it."""
+        if times == 1:
+            return self
+        return Prompts(
+            self.ids.repeat_interleave(times, 0),
+            self.valid.repeat_interleave(times, 0),
+            tuple(sizes for sizes in self.image_sizes for _ in range(times)),
+        )
+
+
+def unknown_text(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Prompts:
+    """A batch without images of which only the embeddings [B, S, …] and the mask [B, S] are known."""
+    valid = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        valid = attention_mask.cpu().bool()
+    return Prompts(torch.zeros(valid.shape, dtype=torch.int64), valid, ((),) * len(valid))
 
 
 @dataclass(frozen=True)
@@ -15,7 +49,7 @@ class Layout:
 
     valid: bool, False at padding.
     image: int, the image's number (0, 1, …) at image tokens, -1 elsewhere.
-    text: bool, the text tokens after the last image: `T` in the formulas. All False in a row without images.
+    text: bool, the text tokens that vote: `T` in the formulas. All False in a row without images.
     image_sizes: for each row, the number of tokens of each of its images (host data: asking costs no device sync).
     lengths: for each row, its number of valid tokens (host data).
     starts: for each row, its first valid position (host data).
@@ -29,6 +63,10 @@ class Layout:
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
     text_lengths: tuple[int, ...]
+
+    def last(self, row: int) -> int:
+        """Position of a row's last token."""
+        return self.starts[row] + self.lengths[row] - 1
 
     def select(self, index: torch.Tensor, present: torch.Tensor, image_sizes: tuple[tuple[int, ...], ...]) -> Layout:
         """The layout of the shorter sequences `index` [B, L], of which only `present` positions are real."""
@@ -46,53 +84,55 @@ class Layout:
 
 
 def find_layout(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int, tokens_per_image: int | None
+    prompts: Prompts,
+    device: torch.device,
+    text_scope: str = "after",
+    question: Sequence[torch.Tensor | None] | None = None,
 ) -> Layout:
-    """Read the layout off the input ids, in which every image token is `image_token_id`.
+    """Positions of a batch, with the text tokens of `text_scope` (see `plan.TEXT_SCOPES`).
 
-    input_ids: [B, S]. attention_mask: [B, S], 0 at padding, or None. A run of neighbouring image tokens is one image,
-    or several of `tokens_per_image` each where that divides it. Raises PlanError when the last image has no text after
-    it: then nothing can say which of its tokens matter.
+    question: for the scope `question`, for each row a bool tensor over its text tokens in order (image tokens and
+    padding not counted), True for the question's. Raises PlanError when no voting token stands after the last image
+    (then nothing can say which of its tokens matter), and when a question is missing or has the wrong length.
     """
-    device = input_ids.device
-    ids = input_ids.cpu()
-    valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+    ids, valid = prompts.ids, prompts.valid
     image = torch.full_like(ids, -1)
     text = torch.zeros_like(valid)
-    sizes, text_lengths = [], []
-    for row in range(ids.shape[0]):
-        places = torch.nonzero((ids[row] == image_token_id) & valid[row]).flatten()
-        runs = _runs(places, tokens_per_image)
-        for number, run in enumerate(runs):
-            image[row, run] = number
-        sizes.append(tuple(len(run) for run in runs))
-        if runs:
-            text[row, int(places[-1]) + 1 :] = True
-            text[row] &= valid[row]
-            if not text[row].any():
-                raise PlanError(
-                    "the prompt ends with its image: put the question after it, text tokens are what scores the image"
-                )
-        text_lengths.append(int(text[row].sum()))
+    for row, sizes in enumerate(prompts.image_sizes):
+        if not sizes:
+            continue
+        places = torch.nonzero((ids[row] == IMAGE) & valid[row]).flatten()
+        image[row, places] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        text[row] = _voters(ids[row], valid[row], text_scope, None if question is None else question[row])
+        if not text[row, int(places[-1]) + 1 :].any():
+            raise PlanError(
+                "the prompt ends with its image: put the question after it, text tokens are what scores the image"
+                if text_scope != "question"
+                else "text_scope=question: no token of the question stands after the last image, so none can score it"
+            )
     return Layout(
         valid=valid.to(device),
         image=image.to(device),
         text=text.to(device),
-        image_sizes=tuple(sizes),
+        image_sizes=prompts.image_sizes,
         lengths=tuple(valid.sum(dim=1).tolist()),
         starts=tuple(valid.int().argmax(dim=1).tolist()),
-        text_lengths=tuple(text_lengths),
+        text_lengths=tuple(text.sum(dim=1).tolist()),
     )
 
 
-def _runs(places: torch.Tensor, tokens_per_image: int | None) -> list[torch.Tensor]:
-    """Split ascending positions into runs of neighbours, and runs into images of a known size."""
-    if not len(places):
-        return []
-    breaks = torch.nonzero(places.diff() > 1).flatten() + 1
-    runs = list(torch.tensor_split(places, breaks))
-    if not tokens_per_image:
-        return runs
-    return [
-        piece for run in runs for piece in (run.split(tokens_per_image) if len(run) % tokens_per_image == 0 else (run,))
-    ]
+def _voters(ids: torch.Tensor, valid: torch.Tensor, text_scope: str, question: torch.Tensor | None) -> torch.Tensor:
+    """One row's voting tokens, bool [S]."""
+    voters = valid & (ids != IMAGE)
+    if text_scope == "after":
+        voters[: int(torch.nonzero(ids == IMAGE)[-1]) + 1] = False
+    elif text_scope == "question":
+        if question is None:
+            raise PlanError("text_scope=question needs to know where the question is: give prune(…, question=…)")
+        count = int(voters.sum())
+        if len(question) != count:
+            raise PlanError(
+                f"question has {len(question)} entries, but the prompt has {count} text tokens: give one each"
+            )
+        voters[voters.clone()] = question.cpu()
+    return voters

@@ -16,6 +16,12 @@ DEFAULT_STRATEGY = "text_weighted"
 DEFAULT_LAYER = 2
 DEFAULT_KEEP_TOKENS = 192
 
+# Which text tokens vote. after: those after the last image. all: all text tokens, also between and before images.
+# question: the question's own, without options, instruction and role tags.
+TEXT_SCOPES = ("after", "all", "question")
+# What a budget counts: the tokens of each image, or of all images of a prompt together.
+KEEP_SCOPES = ("image", "prompt")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -60,30 +66,35 @@ class Stage:
         return self.layer if self.score_layer is None else self.score_layer
 
     def keep(self, image_tokens: int) -> int:
-        """How many of an image's `image_tokens` tokens stay. Raises PlanError when there are not that many."""
-        if self.keep_tokens is None:
-            assert self.keep_ratio is not None
-            # The small addition undoes a product that rounding left just below a whole number, as 0.29 x 100.
-            return min(image_tokens, max(1, math.floor(self.keep_ratio * image_tokens + 1e-9)))
-        if self.keep_tokens > image_tokens:
-            raise PlanError(
-                f"keep_tokens is {self.keep_tokens}, but the image has {image_tokens} tokens before layer "
-                f"{self.layer}: give at most {image_tokens}"
-            )
-        return self.keep_tokens
+        """How many of `image_tokens` tokens stay: a share of them, or `keep_tokens`, or all where there are fewer."""
+        if self.keep_tokens is not None:
+            return min(image_tokens, self.keep_tokens)
+        assert self.keep_ratio is not None
+        # The small addition undoes a product that rounding left just below a whole number, as 0.29 x 100.
+        return min(image_tokens, max(1, math.floor(self.keep_ratio * image_tokens + 1e-9)))
 
 
 @dataclass(frozen=True)
 class Plan:
     """A named list of stages, in the order in which the layers run. No stages: nothing is removed.
 
-    Raises PlanError when a stage would be scored before the stage in front of it has taken effect.
+    text_scope: which text tokens vote (TEXT_SCOPES). A scorer of the last row alone (FastV) always reads the prompt's
+    last token. keep_scope: what the stages' budgets count (KEEP_SCOPES).
+
+    Raises PlanError for an unknown scope, and when a stage would be scored before the stage in front of it has taken
+    effect.
     """
 
     name: str
     stages: tuple[Stage, ...] = ()
+    text_scope: str = "after"
+    keep_scope: str = "image"
 
     def __post_init__(self) -> None:
+        if self.text_scope not in TEXT_SCOPES:
+            raise PlanError(unknown("text_scope", self.text_scope, TEXT_SCOPES))
+        if self.keep_scope not in KEEP_SCOPES:
+            raise PlanError(unknown("keep_scope", self.keep_scope, KEEP_SCOPES))
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if after.scored_at <= before.layer:
                 raise PlanError(
@@ -94,7 +105,9 @@ class Plan:
     def check(self, num_layers: int, image_tokens: int | None = None) -> None:
         """Raise PlanError when the plan does not fit a decoder of `num_layers` layers.
 
-        `image_tokens` is the number of tokens of one image, where it is the same for every input.
+        `image_tokens` is the number of tokens of one image, where it is the same for every input: then a larger
+        `keep_tokens` is a mistake. Where it depends on the picture, or the budget is a whole prompt's, `keep_tokens` is
+        a limit that a small input may stay below.
         """
         for stage in self.stages:
             if stage.layer > num_layers - 2:
@@ -103,12 +116,19 @@ class Plan:
                     f"{num_layers - 1}): give one from 0 to {num_layers - 2}, so that a layer after it runs shorter"
                 )
             if image_tokens is not None:
+                if stage.keep_tokens is not None and stage.keep_tokens > image_tokens:
+                    raise PlanError(
+                        f"keep_tokens is {stage.keep_tokens}, but the image has {image_tokens} tokens before layer "
+                        f"{stage.layer}: give at most {image_tokens}"
+                    )
                 image_tokens = stage.keep(image_tokens)
 
     def to_dict(self) -> dict:
         """The plan as plain data, for logs, result files and hashes."""
         return {
             "strategy": self.name,
+            "text_scope": self.text_scope,
+            "keep_scope": self.keep_scope,
             "stages": [
                 {
                     "scorer": stage.scorer,
@@ -142,8 +162,10 @@ def make_plan(
     pruning_layer: int | None = None,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
+    text_scope: str = "after",
+    keep_scope: str = "image",
 ) -> Plan:
-    """The plan of a named strategy.
+    """The plan of a named strategy. text_scope, keep_scope: see `Plan`.
 
     Without `keep_tokens` and `keep_ratio`, 192 tokens of each image stay; without `pruning_layer`, they leave after
     layer 2, or where the strategy's own name says. `none` removes nothing, whatever else is given.
@@ -165,7 +187,7 @@ def make_plan(
     if pruning_layer is None:
         pruning_layer = DEFAULT_LAYER if fixed_layer is None else fixed_layer
     stage = Stage(scorer or "last_row", pruning_layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)
-    return NONE if scorer is None else Plan(strategy, (stage,))
+    return Plan(strategy, () if scorer is None else (stage,), text_scope, keep_scope)
 
 
 def _is_int(value: object) -> bool:

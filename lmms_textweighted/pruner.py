@@ -11,21 +11,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
+from lmms_textweighted.caches import given_cache
 from lmms_textweighted.cost import DecoderShape
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import Layout, find_layout
-from lmms_textweighted.masks import decoding_mask, prefill_mask
+from lmms_textweighted.layout import Layout, Prompts, find_layout, unknown_text
 from lmms_textweighted.observe import attention_rows, observing
 from lmms_textweighted.plan import Plan, Stage
 from lmms_textweighted.rank import Ranks, attention_ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, prompt_key, random_scores, score_image_tokens, top_tokens
+from lmms_textweighted.scorers import RANDOM, SCORERS, choose_tokens, prompt_key, random_scores, score_image_tokens
+from lmms_textweighted.shortened import Shortened, shorten, take
+from lmms_textweighted.splice import splice_of
+from lmms_textweighted.splice.base import removed_at_end
 from lmms_textweighted.trace import DocumentTrace, StageTrace, Trace
 
 _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -39,23 +41,27 @@ def prune(
     ranks: bool = False,
     random_keys: Sequence[str] | None = None,
     seed: int = 0,
+    question: Sequence[torch.Tensor | None] | None = None,
 ) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
-    model: a LLaVA of transformers, called with `input_ids`. Image positions are found in the input. A forward with an
-    empty KV cache is a prefill: it is scored and pruned. Later forwards with its cache are decoding steps over the
-    shorter cache. Generate with a cache, and with the whole prompt in one prefill: without a cache every step is a
-    prefill of its own, and of a prompt in chunks (`prefill_chunk_size`) only the first chunk would be scored.
+    model: a LLaVA of transformers (1.5, NeXT, OneVision) called with `input_ids`, or one of the `llava` package called
+    with its `images`. Image positions are found in the input. A forward with an empty KV cache is a prefill: it is
+    scored and pruned. Later forwards with its cache are decoding steps over the shorter cache. Generate with a cache,
+    and with the whole prompt in one prefill: without a cache every step is a prefill of its own, and of a prompt in
+    chunks (`prefill_chunk_size`) only the first chunk would be scored.
 
     ranks: also compute the last layer's ranks over the kept image tokens. random_keys: for `random`, one key a row of
-    the next prefill's batch; by default the row's unpadded input ids. seed: goes with the keys.
+    the next prefill's batch; by default the row's unpadded token ids. seed: goes with the keys. question: for plans
+    with `text_scope="question"`, for each row of the next prefill a bool tensor over its text tokens in order, True for
+    the question's; None for a row without images.
 
     Yields the Trace, which grows by one DocumentTrace a row and prefill. On leaving, the model is as it was, also after
     an exception. The logits of a pruned prefill are those of the shorter sequence, right-aligned.
 
     Raises PlanError when the plan does not fit the model or an input.
     """
-    session = _Session(model, plan, ranks=ranks, random_keys=random_keys, seed=seed)
+    session = _Session(model, plan, ranks=ranks, random_keys=random_keys, seed=seed, question=question)
     with ExitStack() as stack:
         session.attach(stack)
         yield session.trace
@@ -70,44 +76,29 @@ def find_decoder(model: nn.Module) -> Any:
     return decoder
 
 
-@dataclass
-class _Shortened:
-    """The sequence that the layers after a stage see.
-
-    inner: [B, L] positions in the sequence that the stage's layer saw, ascending, right-aligned. index: the same
-    tokens' positions in the original sequence. present: bool [B, L], False at fillers in front of shorter rows.
-    """
-
-    inner: torch.Tensor
-    index: torch.Tensor
-    present: torch.Tensor
-    layout: Layout
-    even: bool  # every row is present throughout
-    position_ids: torch.Tensor
-    rotary: tuple[torch.Tensor, ...] | None = None
-    mask: torch.Tensor | None = None
-    mask_made: bool = False
-
-
 class _Session:
     """The hooks of one open `prune` context and what they remember between prefill and decoding."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, *, ranks: bool, random_keys: Sequence[str] | None, seed: int
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        ranks: bool,
+        random_keys: Sequence[str] | None,
+        seed: int,
+        question: Sequence[torch.Tensor | None] | None,
     ) -> None:
         self.model, self.plan, self.ranks, self.random_keys, self.seed = model, plan, ranks, random_keys, seed
+        self.question = question
         self.decoder = find_decoder(model)
         self.layers: nn.ModuleList = self.decoder.layers
-        config: Any = model.config
         plan.check(len(self.layers))
         if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers):
             raise PlanError(
                 "the decoder has sliding-window attention, whose window would count removed tokens: not supported"
             )
-        if getattr(config, "image_token_id", None) is None:
-            raise PlanError(f"{type(model).__name__} names no image_token_id in its config: give a LLaVA")
-        self.image_token_id: int = config.image_token_id
-        self.tokens_per_image = getattr(config, "image_seq_length", None)
+        self.splice = splice_of(model)
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.trace = Trace()
         self.prefilling = False
@@ -115,7 +106,7 @@ class _Session:
         self.cache: weakref.ref | None = None
         self.layout: Layout | None = None
         self.row_keys: list[str] = []
-        self.shortened: list[_Shortened | None] = []
+        self.shortened: list[Shortened | None] = []
         self.observed: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         self.rows: list[DocumentTrace] = []
 
@@ -125,11 +116,13 @@ class _Session:
             raise PlanError("the model is already inside a prune(): leave that one first")
         _PRUNED.add(self.model)
         stack.callback(_PRUNED.discard, self.model)
-        stack.enter_context(_hook(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)))
+        self.splice.attach(stack)
+        hook = self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
+        stack.enter_context(removed_at_end(hook))
         for number, layer in enumerate(self.layers):
             if any(number > stage.layer for stage in self.plan.stages):
                 hook = layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True)
-                stack.enter_context(_hook(hook))
+                stack.enter_context(removed_at_end(hook))
         for place, stage in enumerate(self.plan.stages):
             if stage.scorer != RANDOM:
                 stack.enter_context(observing(self._attention(stage.scored_at), self._score_observer(place, stage)))
@@ -140,36 +133,40 @@ class _Session:
     def _attention(self, layer: int) -> nn.Module:
         return self.decoder.layers[layer].self_attn
 
-    # The whole model: prefill or decoding?
+    # The whole decoder: prefill or decoding?
 
-    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        input_ids = args[0] if args else kwargs.get("input_ids")
-        if input_ids is None:
-            raise PlanError("the model was called without input_ids: image positions are read off them")
-        cache = kwargs.get("past_key_values")
+    def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        cache = given_cache(kwargs)
         if cache is not None and not isinstance(cache, DynamicCache):
             raise PlanError(f"the KV cache is a {type(cache).__name__}: pruning needs transformers' DynamicCache")
         self.prefilling = cache is None or cache.get_seq_length() == 0
         if self.prefilling:
-            self._begin_prefill(input_ids, kwargs.get("attention_mask"))
+            hidden = kwargs.get("inputs_embeds")
+            if hidden is None:  # a model of text alone may be given its ids here
+                hidden = args[0] if args else kwargs["input_ids"]
+            self._begin_prefill(hidden, kwargs.get("attention_mask"))
             self.cache = None if cache is None else weakref.ref(cache)
         elif self.layout is None or (self.cache is not None and self.cache() is not cache):
             raise PlanError("this KV cache was not prefilled under this prune(): prefill inside the context")
-        elif input_ids.shape[1] > 1 and (input_ids == self.image_token_id).any():
-            raise PlanError("image tokens arrive on top of a KV cache: give the whole prompt in one prefill")
-        elif self.cache is None and cache is not None:
-            self.cache = weakref.ref(cache)
+        else:
+            self.splice.check_step()
+            if self.cache is None and cache is not None:
+                self.cache = weakref.ref(cache)
 
-    def _begin_prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-        layout = find_layout(input_ids, attention_mask, self.image_token_id, self.tokens_per_image)
-        for sizes in layout.image_sizes:
-            for size in sizes:
+    def _begin_prefill(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        rows, self.full_length = hidden.shape[:2]
+        prompts = self.splice.prompts(rows)
+        if prompts is None:
+            prompts = unknown_text(hidden, attention_mask)
+        scope = self.plan.text_scope if self.plan.stages else "after"
+        layout = find_layout(prompts, hidden.device, scope, self._by_row(self.question, rows))
+        if self.splice.tokens_per_image is not None and self.plan.keep_scope == "image":
+            for size in {size for sizes in layout.image_sizes for size in sizes}:
                 self.plan.check(len(self.layers), size)
         self.layout = layout
-        self.full_length = input_ids.shape[1]
         self.shortened = [None] * len(self.layers)
         self.observed = {}
-        self.row_keys = self._keys(input_ids, layout)
+        self.row_keys = self._keys(prompts)
         element_size = next(self.layers.parameters()).element_size()
         self.rows = [
             DocumentTrace(
@@ -185,15 +182,23 @@ class _Session:
         ]
         self.trace.documents.extend(self.rows)
 
-    def _keys(self, input_ids: torch.Tensor, layout: Layout) -> list[str]:
+    def _keys(self, prompts: Prompts) -> list[str]:
         if not any(stage.scorer == RANDOM for stage in self.plan.stages):
             return []
-        if self.random_keys is not None:
-            beams, rest = divmod(len(input_ids), max(1, len(self.random_keys)))
-            if rest or not beams:
-                raise PlanError(f"{len(self.random_keys)} random_keys for a batch of {len(input_ids)}: give one a row")
-            return [key for key in self.random_keys for _ in range(beams)]  # beam search repeats each row
-        return [prompt_key(ids[valid].tolist()) for ids, valid in zip(input_ids.cpu(), layout.valid.cpu(), strict=True)]
+        keys = self._by_row(self.random_keys, len(prompts.ids))
+        if keys is not None:
+            return keys
+        return [prompt_key(ids[valid].tolist()) for ids, valid in zip(prompts.ids, prompts.valid, strict=True)]
+
+    def _by_row(self, given: Sequence[Any] | None, rows: int) -> list[Any] | None:
+        """One entry a row of the decoder's batch: beam search repeats each row."""
+        if given is None:
+            return None
+        beams, rest = divmod(rows, len(given)) if len(given) else (0, rows)
+        if rest or not beams:
+            name = "random_keys" if given is self.random_keys else "question masks"
+            raise PlanError(f"{len(given)} {name} for a batch of {rows}: give one a row")
+        return [entry for entry in given for _ in range(beams)]
 
     # Scoring: called from inside the scored layer's attention.
 
@@ -208,7 +213,7 @@ class _Session:
             for row in range(query.shape[0]):
                 # With device_map the scored layer may live on another device than the input.
                 image, text = (places.to(query.device) for places in _positions(layout, row))
-                text = text[-1:] if scorer.last_row_only else text
+                text = _rows_read(stage, layout, row, text)
                 if not len(image):
                     scores.append(query.new_zeros(0, dtype=torch.float32))
                     weights.append(scores[-1])
@@ -238,7 +243,9 @@ class _Session:
                 return self._shorten(number, args, kwargs)
             shortened = self.shortened[number]
             if shortened is not None:
-                kwargs["attention_mask"] = self._decoding_mask(shortened, kwargs)
+                kwargs["attention_mask"] = shortened.decoding_mask(
+                    kwargs, self.full_length, self._attention_name(), self._dtype()
+                )
             return args, kwargs
 
         return before
@@ -252,16 +259,16 @@ class _Session:
                 current = self._remove(place, stage, previous)
                 if current is not previous:
                     assert current is not None
-                    hidden = _take(hidden, current.inner)
+                    hidden = take(hidden, current.inner)
         self.shortened[number] = current
         if current is not None:
-            self._fill(current, kwargs)
+            current.fill(kwargs, self._attention_name(), self._dtype())
             for row, document in enumerate(self.rows):
                 document.lengths[number] = current.layout.lengths[row]
                 document.image_lengths[number] = sum(current.layout.image_sizes[row])
         return (hidden, *args[1:]), kwargs
 
-    def _remove(self, place: int, stage: Stage, previous: _Shortened | None) -> _Shortened | None:
+    def _remove(self, place: int, stage: Stage, previous: Shortened | None) -> Shortened | None:
         """Choose the tokens that stay after `stage` and note why; the same sequence again when all of them do."""
         layout = previous.layout if previous is not None else self._layout()
         stays = layout.valid & (layout.image < 0)
@@ -273,14 +280,10 @@ class _Session:
                 weights = scores.new_zeros(0)
             else:
                 scores, weights = (part[row] for part in self.observed[place])
-            kept, kept_sizes, start = [image[:0]], [], 0
-            for size in layout.image_sizes[row]:
-                kept_sizes.append(stage.keep(size))
-                kept.append(image[start : start + size][top_tokens(scores[start : start + size], kept_sizes[-1])])
-                start += size
-            chosen = torch.cat(kept)
+            places, kept_sizes = choose_tokens(scores, layout.image_sizes[row], stage.keep, self.plan.keep_scope)
+            chosen = image[places]
             stays[row, chosen] = True
-            sizes.append(tuple(kept_sizes))
+            sizes.append(kept_sizes)
             offset = self._layout().starts[row]
             original = torch.arange(self.full_length, device=stays.device) if previous is None else previous.index[row]
             document.stages.append(
@@ -289,72 +292,13 @@ class _Session:
                     kept=original[chosen] - offset,
                     candidates=original[image] - offset,
                     scores=scores,
-                    text=original[text[-len(weights) :] if len(weights) else text[:0]] - offset,
+                    text=original[_rows_read(stage, layout, row, text if len(image) else text[:0])] - offset,
                     text_weights=weights,
                 )
             )
         if tuple(sizes) == layout.image_sizes:
             return previous
-        return self._gathered(layout, stays, tuple(sizes), previous)
-
-    def _gathered(
-        self, layout: Layout, stays: torch.Tensor, sizes: tuple[tuple[int, ...], ...], previous: _Shortened | None
-    ) -> _Shortened:
-        counts = [
-            length - sum(old) + sum(new)
-            for length, old, new in zip(layout.lengths, layout.image_sizes, sizes, strict=True)
-        ]
-        longest = max(counts)
-        # A stable sort puts what leaves in front, in order; the last `longest` columns hold all that stays.
-        inner = stays.int().argsort(dim=1, stable=True)[:, -longest:]
-        index = inner if previous is None else previous.index.gather(1, inner)
-        present = stays.gather(1, inner)
-        return _Shortened(
-            inner=inner,
-            index=index,
-            present=present,
-            layout=layout.select(inner, present, sizes),
-            even=min(counts) == longest,
-            position_ids=torch.arange(longest, device=inner.device).expand(len(counts), -1),
-        )
-
-    def _fill(self, shortened: _Shortened, kwargs: dict) -> None:
-        """Replace the layer's arguments by those of the shorter sequence; they are made once for all its layers."""
-        if shortened.rotary is None:
-            rows = shortened.index.shape[0]
-            shortened.rotary = tuple(
-                _take(part.expand(rows, -1, -1), shortened.index) for part in kwargs["position_embeddings"]
-            )
-        if not shortened.mask_made:
-            whole = kwargs.get("attention_mask") is None and shortened.even
-            shortened.mask = None if whole else prefill_mask(shortened.present, self._attention_name(), self._dtype())
-            shortened.mask_made = True
-        kwargs["position_embeddings"] = shortened.rotary
-        kwargs["attention_mask"] = shortened.mask
-        if kwargs.get("position_ids") is not None:
-            # Without gaps: flash attention reads gaps as packed sequences. The rotary phases are already chosen.
-            kwargs["position_ids"] = shortened.position_ids
-
-    def _decoding_mask(self, shortened: _Shortened, kwargs: dict) -> torch.Tensor | None:
-        """The mask of a decoding step over this layer's shorter cache. The given one is sized by layer 0's cache."""
-        mask = kwargs.get("attention_mask")
-        if mask is None and shortened.even:
-            return None
-        rows = shortened.index.shape[0]
-        if mask is None:  # transformers leaves out a mask that hides nothing: one new token sees all
-            length = kwargs["past_key_values"].get_seq_length()
-            new = shortened.present.new_ones(rows, length - self.full_length)
-            present = torch.cat([shortened.present, new], dim=1)
-            return decoding_mask(present, self._attention_name(), self._dtype())
-        length = mask.shape[-1]
-        new = torch.arange(self.full_length, length, device=mask.device).expand(rows, -1)
-        keys = torch.cat([shortened.index, new], dim=1)
-        present = torch.cat([shortened.present, torch.ones_like(new, dtype=torch.bool)], dim=1)
-        if mask.ndim == 2:
-            return mask.expand(rows, -1).gather(1, keys) * present.to(mask.dtype)
-        mask = mask.expand(rows, -1, -1, -1)
-        gathered = mask.gather(3, keys[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-        return _hide(gathered, ~present[:, None, None, :])
+        return shorten(layout, stays, tuple(sizes), previous)
 
     # Small look-ups.
 
@@ -384,14 +328,6 @@ def image_ranks(
     return attention_ranks(rows[:, :, image])
 
 
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _positions(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of a row's image tokens and of its text tokens, ascending, without asking the device how many."""
     return (
@@ -400,17 +336,12 @@ def _positions(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def _rows_read(stage: Stage, layout: Layout, row: int, text: torch.Tensor) -> torch.Tensor:
+    """The text positions whose attention rows the stage's scorer reads."""
+    if stage.scorer == RANDOM or not len(text):
+        return text[:0]
+    return text.new_tensor([layout.last(row)]) if SCORERS[stage.scorer].last_row_only else text
+
+
 def _first(mask: torch.Tensor, count: int) -> torch.Tensor:
     return mask.int().argsort(descending=True, stable=True)[:count]
-
-
-def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """values [B, S, D] at index [B, L] -> [B, L, D]."""
-    index = index.to(values.device)
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _hide(mask: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    if mask.dtype == torch.bool:
-        return mask & ~hidden
-    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)

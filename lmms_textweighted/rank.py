@@ -7,7 +7,10 @@ attention really uses.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from threading import Barrier
 
 import torch
 
@@ -29,6 +32,17 @@ class Ranks:
     @property
     def effective_mean(self) -> float:
         return sum(self.effective) / len(self.effective)
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """As many threads as torch uses, each with one of its own."""
+    count = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "textweighted-rank", initializer=lambda: torch.set_num_threads(1))
+    everyone = Barrier(count)
+    list(pool.map(lambda _: everyone.wait(), range(count)))
+    torch.set_num_threads(count)  # what a thread sets for itself would else be the default of all later ones
+    return pool
 
 
 def singular_values(blocks: torch.Tensor) -> torch.Tensor:
@@ -60,5 +74,6 @@ def effective_rank(values: torch.Tensor) -> torch.Tensor:
 
 def attention_ranks(blocks: torch.Tensor) -> Ranks:
     """Both ranks of each head's block: [H, K, K] -> Ranks. K must be at least 1."""
-    values = singular_values(blocks.cpu())
+    # One thread a head: LAPACK takes the heads of a batch one after another, and gains little from more threads each.
+    values = torch.cat(list(_workers().map(singular_values, blocks.cpu().split(1))))
     return Ranks(tuple(numeric_rank(values).tolist()), tuple(effective_rank(values).tolist()))

@@ -12,7 +12,7 @@ All functions are pure and work on one sequence; float32 in, float32 out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,10 @@ def score_image_tokens(
 
 
 def prompt_key(token_ids: Iterable[int]) -> str:
-    """The default key of `random_scores`: a prompt's token ids without padding, so that a batch does not change it."""
+    """The default key of `random_scores`: a prompt's token ids without padding, so that a batch does not change it.
+
+    `layout.IMAGE` stands for every image token, so that the same prompt has the same key in every checkpoint format.
+    """
     return ",".join(map(str, token_ids))
 
 
@@ -95,3 +98,24 @@ def top_tokens(scores: torch.Tensor, keep: int) -> torch.Tensor:
     """Indices of the `keep` highest scores, ascending. Equal scores: the earlier position wins. [I] -> [keep]."""
     order = torch.sort(scores, descending=True, stable=True).indices
     return order[:keep].sort().values
+
+
+def choose_tokens(
+    scores: torch.Tensor, image_sizes: Sequence[int], keep: Callable[[int], int], keep_scope: str = "image"
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Which image tokens of one prompt stay: (indices into `scores`, ascending; tokens that stay of each image).
+
+    scores: [I], the tokens of all images in order. image_sizes: tokens of each image, I in all. keep: number of tokens
+    -> how many of them stay; asked once an image, or with `keep_scope="prompt"` once for all images together.
+    """
+    if keep_scope == "prompt" and image_sizes:
+        chosen = top_tokens(scores, keep(len(scores)))
+        ends = torch.tensor(image_sizes, device=chosen.device).cumsum(0)
+        counts = torch.bincount(torch.bucketize(chosen, ends, right=True), minlength=len(image_sizes))
+        return chosen, tuple(counts.tolist())
+    kept, counts_, start = [scores.new_zeros(0, dtype=torch.int64)], [], 0
+    for size in image_sizes:
+        counts_.append(keep(size))
+        kept.append(start + top_tokens(scores[start : start + size], counts_[-1]))
+        start += size
+    return torch.cat(kept), tuple(counts_)

@@ -12,9 +12,10 @@ from lmms_textweighted.cost import DecoderShape, equivalent_tokens, prefill_flop
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
-from lmms_textweighted.plan import STRATEGIES, Plan, Stage, make_plan
+from lmms_textweighted.plan import NONE, STRATEGIES, Plan, Stage, make_plan
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.pruner import find_decoder
+from lmms_textweighted.splice import splice_of
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
 
@@ -25,7 +26,12 @@ class Point:
 
     strategy: str
     budget: int | None
-    stage: Stage | None
+    plan: Plan
+
+    @property
+    def stage(self) -> Stage | None:
+        """The plan's one stage, if it removes anything."""
+        return self.plan.stages[0] if self.plan.stages else None
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Outcome:
     exact: bool
     numeric_rank: float | None
     effective_rank: float | None
+    image_tokens: int
+    kept_tokens: int
     equivalent_tokens: float
     flops_ratio: float
 
@@ -50,31 +58,37 @@ class Curve:
     outcomes: list[list[Outcome]] = field(default_factory=list)
 
 
-def make_points(strategies: Sequence[str], budgets: Sequence[int], pruning_layer: int | None) -> list[Point]:
+def make_points(
+    strategies: Sequence[str],
+    budgets: Sequence[int],
+    pruning_layer: int | None,
+    *,
+    text_scope: str = "after",
+    keep_scope: str = "image",
+) -> list[Point]:
     """All points of a sweep, strategy by strategy. Raises PlanError as `make_plan` does, and without a strategy."""
     if not strategies:
         raise PlanError("strategies is empty: name at least one, as in text_weighted,fastv,random,none")
     points = []
     for strategy in strategies:
         if strategy == "none":
-            points.append(Point(strategy, None, None))
+            points.append(Point(strategy, None, NONE))
             continue
         _, fixed_layer = STRATEGIES.get(strategy, (None, None))  # make_plan refuses a name that is not there
         layer = pruning_layer if fixed_layer is None else None
         for budget in budgets:
-            points.append(
-                Point(strategy, budget, make_plan(strategy, pruning_layer=layer, keep_tokens=budget).stages[0])
+            plan = make_plan(
+                strategy, pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope
             )
+            points.append(Point(strategy, budget, plan))
     return points
 
 
 def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
     """Raise PlanError when a point does not fit the model."""
-    config = llava.model.config
+    layers = llava.model.config.get_text_config().num_hidden_layers
     for point in points:
-        if point.stage is not None:
-            plan = Plan(point.strategy, (point.stage,))
-            plan.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
+        point.plan.check(layers, splice_of(llava.model).tokens_per_image if point.plan.keep_scope == "image" else None)
 
 
 def run_document(
@@ -87,20 +101,28 @@ def run_document(
     judge: Callable[[str], tuple[float, bool]],
 ) -> list[Outcome]:
     """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target)."""
-    inputs = llava.encode([[message]])
+    encoded = llava.encode([[message]], question=any(point.plan.text_scope == "question" for point in points))
+    decoding = llava.stopping(decoding)
     shape = DecoderShape.from_config(find_decoder(llava.model).config)
     outcomes: list[Outcome | None] = [None] * len(points)
     default_layer = next((point.stage.layer for point in points if point.stage), 0)
-    layers = sorted({point.stage.layer if point.stage else default_layer for point in points})
+    default_scope = next((point.plan.text_scope for point in points if point.stage), "after")
+    groups: dict[tuple[int, str], list[int]] = {}
+    for place, point in enumerate(points):
+        where = (point.stage.layer, point.plan.text_scope) if point.stage else (default_layer, default_scope)
+        groups.setdefault(where, []).append(place)
     with torch.inference_mode():
-        for layer in layers:
-            here = [
-                place
-                for place, point in enumerate(points)
-                if (point.stage.layer if point.stage else default_layer) == layer
-            ]
+        for (layer, scope), here in sorted(groups.items()):
             scorers = sorted({point.stage.scorer for place in here if (point := points[place]).stage})
-            prefix = run_prefix(llava.model, inputs, layer, scorers, seed=llava.seed)
+            prefix = run_prefix(
+                llava.model,
+                encoded.inputs,
+                layer,
+                scorers,
+                seed=llava.seed,
+                text_scope=scope,
+                question=encoded.question[0],
+            )
             for place, done, kept in _continue(llava, prefix, points, here, decoding, ranks):
                 lengths, images = row_lengths(prefix, shape, kept)
                 whole = [prefix.layout.lengths[0]] * shape.layers
@@ -112,6 +134,8 @@ def run_document(
                     exact=exact,
                     numeric_rank=done.ranks.numeric_mean if done.ranks else None,
                     effective_rank=done.ranks.effective_mean if done.ranks else None,
+                    image_tokens=sum(prefix.layout.image_sizes[0]),
+                    kept_tokens=kept,
                     equivalent_tokens=equivalent_tokens(images),
                     flops_ratio=prefill_flops(shape, lengths) / prefill_flops(shape, whole),
                 )
@@ -127,13 +151,12 @@ def _continue(
     kept: dict[Any, torch.Tensor] = {}
     for place in here:
         stage = points[place].stage
-        if not sizes or stage is None or all(stage.keep(size) == size for size in sizes):
-            key: Any = None
-            kept[key] = prefix.image
-        else:
-            assert stage.keep_tokens is not None
-            key = (stage.scorer, stage.keep_tokens)
-            kept[key] = prefix.keep(stage.scorer, stage.keep_tokens)
+        images = prefix.image
+        if stage is not None and stage.keep_tokens is not None:
+            images = prefix.keep(stage.scorer, stage.keep_tokens, points[place].plan.keep_scope)
+        scope = points[place].plan.keep_scope
+        key: Any = None if stage is None or len(images) == sum(sizes) else (stage.scorer, stage.keep_tokens, scope)
+        kept[key] = images
         rows.setdefault(key, []).append(place)
     # Rows of similar length share a batch, so that little of it is filler.
     order = sorted(rows, key=lambda key: len(kept[key]), reverse=True)

@@ -16,7 +16,8 @@ class StageTrace:
     """One stage of one document. Positions are those of the original, unpadded prompt.
 
     kept: image tokens that stay. candidates: image tokens that were scored. scores: float32, one a candidate.
-    text: text tokens whose rows were read. text_weights: float32, one a text token (empty for `random`).
+    text: text tokens whose rows were read, as the plan's text_scope says. text_weights: float32, one a text token
+    (empty for `random`).
     """
 
     layer: int
@@ -86,6 +87,9 @@ class DocumentTrace:
             "kv_ratio": self.kv_ratio,
             "lengths": list(self.lengths),
             "kept_positions": [stage.kept.tolist() for stage in self.stages],
+            "text_scope": self.plan.text_scope,
+            "keep_scope": self.plan.keep_scope,
+            "text_positions": [stage.text.tolist() for stage in self.stages],
         }
         if self.ranks is not None:
             data["numeric_rank"] = self.ranks.numeric_mean

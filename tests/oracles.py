@@ -30,6 +30,22 @@ def float64_copy(model: Any) -> Any:
     return twin
 
 
+@cache
+def splicing_copy(model: Any) -> Any:
+    """The model in float64, for a `llava` package's vision tower alone.
+
+    Under transformers 5.23 the first request for attentions puts the hooks that collect them on the tower inside of
+    such a decoder for a second time; from then on the tower's hidden states come twice, and its features from the wrong
+    layer. So a model that was asked for attentions splices no more pictures here.
+    """
+    return copy.deepcopy(model).double()
+
+
+def decoder_of(model: Any) -> Any:
+    """The decoder: transformers' LLaVAs keep it beside the vision tower, the `llava` package's models are one."""
+    return getattr(model.model, "language_model", model.model)
+
+
 @contextmanager
 def masking(model: Any, removed: Removed) -> Iterator[None]:
     """While open, no other row of the layers after P sees the tokens `removed[P]`. Eager attention, batch 1."""
@@ -46,7 +62,7 @@ def masking(model: Any, removed: Removed) -> Iterator[None]:
 
         return before
 
-    layers = model.model.language_model.layers
+    layers = decoder_of(model).layers
     handles = [layer.register_forward_pre_hook(hook(n), with_kwargs=True) for n, layer in enumerate(layers)]
     try:
         yield
@@ -55,32 +71,130 @@ def masking(model: Any, removed: Removed) -> Iterator[None]:
             handle.remove()
 
 
-def run_masked(model: Any, inputs: Mapping[str, torch.Tensor], removed: Removed, ids: Sequence[int] = ()) -> Any:
+def run_masked(model: Any, inputs: Mapping[str, Any], removed: Removed, ids: Sequence[int] = ()) -> Any:
     """The whole forward of one prompt, followed by the tokens `ids`, without a cache: logits and attentions."""
     assert inputs["input_ids"].shape[0] == 1
-    assert inputs["attention_mask"].all()
+    assert inputs.get("attention_mask") is None or inputs["attention_mask"].all()
     twin = float64_copy(model)
-    whole = {name: value for name, value in inputs.items() if name != "pixel_values"}
     more = torch.tensor([list(ids)], dtype=torch.long)
-    whole["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
-    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
-    if "pixel_values" in inputs:
-        whole["pixel_values"] = inputs["pixel_values"].double()
+    if hasattr(twin, "prepare_inputs_labels_for_multimodal"):
+        embeddings = torch.cat([spliced_embeddings(model, inputs), twin.get_input_embeddings()(more)], dim=1)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+        whole = {"inputs_embeds": embeddings, "attention_mask": mask}
+    else:
+        whole = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        whole["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        if "pixel_values" in inputs:
+            whole["pixel_values"] = inputs["pixel_values"].double()
     with torch.no_grad(), masking(twin, removed):
         return twin(**whole, use_cache=False, output_attentions=True)
 
 
-def masked_logits(model: Any, inputs: Mapping[str, torch.Tensor], removed: Removed) -> torch.Tensor:
+def spliced_embeddings(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """[1, S, D] what the `llava` package itself makes of one prompt and its pictures, in float64."""
+    twin, ids, images = splicing_copy(model), inputs["input_ids"], inputs.get("images")
+    if images is None:
+        return twin.get_input_embeddings()(ids)
+    images = [image.double() for image in images] if isinstance(images, list) else images.double()
+    with torch.no_grad():
+        splice = twin.prepare_inputs_labels_for_multimodal
+        return splice(ids, None, None, None, None, images, image_sizes=inputs.get("image_sizes"))[4]
+
+
+def masked_logits(model: Any, inputs: Mapping[str, Any], removed: Removed) -> torch.Tensor:
     """[V] logits of the prompt's last position."""
     return run_masked(model, inputs, removed).logits[0, -1]
 
 
-def masked_generate(model: Any, inputs: Mapping[str, torch.Tensor], removed: Removed, count: int) -> list[int]:
+def masked_generate(model: Any, inputs: Mapping[str, Any], removed: Removed, count: int) -> list[int]:
     """`count` greedy tokens. The removed set stays that of the prompt."""
     ids: list[int] = []
     for _ in range(count):
         ids.append(int(run_masked(model, inputs, removed, ids).logits[0, -1].argmax()))
     return ids
+
+
+# Where images and text are.
+
+
+def anyres_grid(picture: tuple[int, int], *, tile: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Rows and columns of tiles that a picture (height, width) is cut into.
+
+    That of the pinpoints (height, width) which shows most of the picture's pixels, and then wastes the least.
+    """
+    height, width = picture
+
+    def order(pinpoint: Sequence[int]) -> tuple[int, int]:
+        scale = min(pinpoint[1] / width, pinpoint[0] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return -shown, pinpoint[0] * pinpoint[1] - shown
+
+    tall, wide = min(pinpoints, key=order)
+    return tall // tile, wide // tile
+
+
+def anyres_tokens(
+    picture: tuple[int, int],
+    *,
+    tile: int,
+    patch: int,
+    pinpoints: Sequence[Sequence[int]],
+    most_tiles: int | None = None,
+) -> int:
+    """Tokens of a picture that is cut into a grid: the whole picture once, then the grid's features row by row.
+
+    The grid's padding is left out, and a newline feature ends every row. most_tiles: a grid of clearly more features
+    than that many tiles have is shrunk (OneVision).
+    """
+    height, width = picture
+    side = tile // patch
+    rows, columns = (count * side for count in anyres_grid(picture, tile=tile, pinpoints=pinpoints))
+    if width * rows > height * columns:  # bars above and below
+        rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
+    else:
+        columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+    if most_tiles is not None:
+        ratio = math.sqrt(rows * columns / (most_tiles * side**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+    return side**2 + rows * (columns + 1)
+
+
+@dataclass
+class Places:
+    """Positions in one prompt: those of each image, and those of the text tokens that vote."""
+
+    images: list[list[int]]
+    text: list[int]
+
+    @property
+    def image_tokens(self) -> list[int]:
+        return [place for image in self.images for place in image]
+
+
+def find_places(
+    prompt: Sequence[Any], sizes: Sequence[int], scope: str = "after", question: Sequence[bool] | None = None
+) -> Places:
+    """Where things are in a prompt of parts: a number of text tokens, or anything else for a picture.
+
+    sizes: tokens of each picture. question: for that scope, one entry a text token.
+    """
+    images, text, left, place = [], [], list(sizes), 0
+    for part in prompt:
+        if isinstance(part, int):
+            text += range(place, place + part)
+            place += part
+        else:
+            images.append(list(range(place, place + left[0])))
+            place += left.pop(0)
+    assert not left
+    if scope == "after":
+        text = [at for at in text if images and at > images[-1][-1]]
+    elif scope == "question":
+        assert question is not None
+        text = [at for at, asked in zip(text, question, strict=True) if asked]
+    return Places(images, text)
 
 
 # The formulas.
@@ -131,32 +245,49 @@ class ExpectedStage:
 
 
 def expected_stages(
-    model: Any, inputs: Mapping[str, torch.Tensor], stages: Sequence[tuple[str, int, int | float, int]]
+    model: Any,
+    inputs: Mapping[str, Any],
+    stages: Sequence[tuple[str, int, int | float, int]],
+    places: Places | None = None,
+    keep_scope: str = "image",
 ) -> tuple[list[ExpectedStage], dict[int, list[int]]]:
     """Score and choose, stage by stage. A stage is (scorer, layer, keep, scored layer); a float `keep` is a share.
 
-    Returns the stages and what each of them removed.
+    places: where images and voting text are; without it, images of `image_seq_length` tokens and the text behind the
+    last one. keep_scope: whether `keep` is for each image or for all of the prompt together. Returns the stages and
+    what each of them removed.
     """
-    ids = inputs["input_ids"][0].tolist()
-    size = model.config.image_seq_length
-    places = [n for n, token in enumerate(ids) if token == model.config.image_token_id]
-    text = list(range(places[-1] + 1, len(ids)))
-    images = [places[start : start + size] for start in range(0, len(places), size)]
+    if places is None:
+        ids = inputs["input_ids"][0].tolist()
+        size = model.config.image_seq_length
+        found = [n for n, token in enumerate(ids) if token == model.config.image_token_id]
+        places = Places(
+            [found[start : start + size] for start in range(0, len(found), size)], list(range(found[-1] + 1, len(ids)))
+        )
+    images = places.images
     removed: dict[int, list[int]] = {}
     expected = []
     for scorer, layer, keep, scored in stages:
         attentions = run_masked(model, inputs, removed).attentions
         attention = attentions[scored][0].double().mean(dim=0).numpy()
+        # The last row is the prompt's, whichever text votes.
+        text = [len(attention) - 1] if scorer == "last_row" else places.text
         weights = text_weights(scorer, attention, text)
         scores = image_scores(attention, weights, [k for image in images for k in image])
-        survivors = []
-        for image in images:
-            count = keep if isinstance(keep, int) else max(1, math.floor(keep * len(image)))
-            survivors.append(best({k: scores[k] for k in image}, count))
-        removed[layer] = sorted({k for image in images for k in image} - {k for image in survivors for k in image})
-        images = survivors
-        expected.append(ExpectedStage(layer, weights, scores, [k for image in images for k in image]))
+        if keep_scope == "prompt":
+            chosen = best(scores, budget(keep, len(scores)))
+        else:
+            chosen = [k for image in images for k in best({k: scores[k] for k in image}, budget(keep, len(image)))]
+        removed[layer] = sorted(set(scores) - set(chosen))
+        images = [[k for k in image if k in chosen] for image in images]
+        expected.append(ExpectedStage(layer, weights, scores, chosen))
     return expected, removed
+
+
+def budget(keep: int | float, tokens: int) -> int:
+    """How many of so many tokens stay. A share rounds down, to at least one token where there is one."""
+    share = keep if isinstance(keep, int) else max(1, math.floor(round(keep * tokens, 9)))
+    return min(tokens, share)
 
 
 def removed_by(trace: Any) -> dict[int, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,12 +16,22 @@ from lmms_textweighted import cli
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.ranges import parse_samples, parse_tokens
+from tests.question_files import export_questions
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from lmms_textweighted.cli import main; main()", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def assert_same_curves(found: dict, expected: dict) -> None:
+    """Two sweeps' `strategies` of the same questions: the same figures, up to what two processes' float32 differ by."""
+    assert found.keys() == expected.keys()
+    for name, block in expected.items():
+        assert found[name].keys() == block.keys()
+        for figure, values in block.items():
+            assert found[name][figure] == pytest.approx(values, rel=1e-3), (name, figure)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +71,7 @@ def test_samples_are_a_number_or_all():
 def test_configs_are_ready_to_use(capsys):
     cli.config(None)
     names = capsys.readouterr().out.split()
-    assert {"shapes", "scienceqa", "scienceqa_rank", "experiment"} <= set(names)
+    assert {"shapes", "scienceqa", "scienceqa_rank", "experiment", "mcq_local"} <= set(names)
     cli.config("shapes")
     loaded = yaml.safe_load(capsys.readouterr().out)
     assert loaded[0]["include_path"] == str(data_folder("tasks"))
@@ -122,6 +133,25 @@ ERRORS = [
     (["--config", "seed.yaml"], "seed is 'abc': give a whole number"),
     (["--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (["--config", "odd.yaml"], "unknown option 'tokns'"),
+    (["--task", "shapes_mcq", "--question-file", "Q.json"], "task is 'shapes_mcq' and question_file is 'Q.json'"),
+    (["--config", "both.yaml"], "task is 'shapes_mcq' and question_file is 'Q.json'"),
+    (["--config", "task.yaml", "--question-file", "Q.json"], "task is 'pope' and question_file is 'Q.json'"),
+    (["--image-folder", "images"], "image_folder is 'images', but no question_file is given"),
+    (["--skip-missing"], "skip_missing is 'True', but no question_file is given"),
+    (["--config", "skip.yaml"], "skip_missing is 'often': give true or false"),
+    (["--question-file", "nowhere.json"], "question file 'nowhere.json' does not exist"),
+    (["--question-file", "Q.json"], "question file 'Q.json' names 2 pictures, but no image folder is given"),
+    # Data are looked at before the model is: it is not there either.
+    (
+        ["--question-file", "Q.json", "--image-folder", "images", "--model-path", "./nowhere"],
+        "question file 'Q.json': 2 of 2 pictures cannot be used: 'images/a.png' is missing (id 'a'), "
+        "'images/b.png' is missing (id 'b'); put the pictures into 'images', or leave these questions out",
+    ),
+    (["--task", "no_such_task", "--model-path", "./nowhere"], "unknown task 'no_such_task'"),
+    (["--image-aspect-ratio", "sqare"], "did you mean 'square'?"),
+    (["--loader", "lava"], "did you mean 'llava'?"),
+    (["--text-scope", "befor"], "unknown text_scope 'befor'"),
+    (["--keep-scope", "imag"], "unknown keep_scope 'imag'"),
     (["--fast-v-sys-length", "35", "--num-samples", "1"], "system length is stated as 35, but the input has 32 tokens"),
     (
         ["--fast-v-image-token-length", "575", "--num-samples", "1"],
@@ -135,6 +165,13 @@ def odd_folder(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "odd.yaml").write_text("tokns: 64\n")
     (tmp_path / "seed.yaml").write_text("seed: abc\n")
+    (tmp_path / "both.yaml").write_text("task: shapes_mcq\nquestion_file: Q.json\n")
+    (tmp_path / "task.yaml").write_text("task: pope\n")
+    (tmp_path / "skip.yaml").write_text("question_file: Q.json\nskip_missing: often\n")
+    turns = [{"from": "human", "value": "Which?\nA. x\nB. y"}, {"from": "gpt", "value": "A"}]
+    questions = [{"id": key, "image": f"{key}.png", "conversations": turns} for key in "ab"]
+    (tmp_path / "Q.json").write_text(json.dumps(questions))
+    (tmp_path / "images").mkdir()
     (tmp_path / "nollava").mkdir()
     (tmp_path / "nollava" / "config.json").write_text('{"model_type": "gpt2"}')
     monkeypatch.chdir(tmp_path)
@@ -195,3 +232,96 @@ def test_the_sweep_writes_the_published_keys_the_answers_and_the_picture(tmp_pat
     with Image.open(tmp_path / f"{name}.png") as picture:
         assert picture.width > 1000
         assert len(set(picture.convert("L").getdata())) > 20
+
+
+@pytest.mark.slow
+def test_a_question_file_is_swept_like_the_task_of_the_same_questions(tmp_path):
+    export_questions(tmp_path, 12)
+    options = ["--tokens", "576,64,16", "--num-samples", "12", "--strategies", "text_weighted,none"]
+    found = {}
+    sources = {
+        "task": ["--task", "shapes_mcq"],
+        "file": ["--question-file", "questions.json", "--image-folder", "images", "--single-pred-prompt"],
+    }
+    for name, source in sources.items():
+        done = run("sweep", *source, *options, "--output-dir", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        start = tmp_path / name / "fastv_textweighted_layer2_experiment"
+        lines = [json.loads(line) for line in start.with_suffix(".answers.jsonl").read_text().splitlines()]
+        found[name] = json.loads(start.with_suffix(".json").read_text()), lines
+    (task, task_lines), (file, file_lines) = found["task"], found["file"]
+    assert_same_curves(file["strategies"], task["strategies"])
+    assert file["strategies"]["none"]["accuracies"][0] >= 0.75
+    assert [line["answer"] for line in file_lines] == [line["answer"] for line in task_lines]
+    assert [line["id"] for line in file_lines[::4]] == [f"scene {number}" for number in range(12)]
+    meta = file["meta"]
+    for same in ("prompt_example", "documents_sha256", "chance", "metric", "conv_mode"):
+        assert meta[same] == task["meta"][same]
+    assert (meta["question_file"], meta["image_folder"], meta["image_aspect_ratio"]) == (
+        "questions.json",
+        "images",
+        "square",
+    )
+    assert meta["question_file_sha256"] == hashlib.sha256((tmp_path / "questions.json").read_bytes()).hexdigest()
+    assert (meta["skipped"], meta["skipped_ids"]) == (0, [])
+    assert meta["selection"] == "the first 12 questions of questions.json, none left out"
+    assert str(tmp_path) not in json.dumps(file)
+
+
+@pytest.mark.slow
+def test_what_is_left_out_of_a_question_file_stands_in_the_result(tmp_path):
+    export_questions(tmp_path, 4)
+    (tmp_path / "images" / "1.png").unlink()
+    (tmp_path / "images" / "2.png").write_text("no picture")
+    (tmp_path / "options.yaml").write_text(
+        "question-file: questions.json\nimage-folder: images\nskip-missing: true\nnum-samples: all\n"
+        "tokens: 16\nstrategies: fastv\nranks: false\nimage-aspect-ratio: pad\n"
+    )
+    done = run("sweep", "--config", "options.yaml", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 questions of 'questions.json' are left out" in done.stderr
+    meta = json.loads((tmp_path / "out" / "fastv_textweighted_layer2_experiment.json").read_text())["meta"]
+    assert (meta["num_samples"], meta["skipped"], meta["skipped_ids"]) == (2, 2, ["scene 1", "scene 2"])
+    assert "2 of its 4 left out beforehand: their pictures are missing or broken" in meta["selection"]
+    assert meta["image_aspect_ratio"] == "pad"
+
+
+@pytest.mark.slow
+def test_convert_writes_the_other_format_and_a_sweep_runs_on_it_alike(tmp_path):
+    def accuracies(name, *arguments):
+        folder = tmp_path / name
+        options = ("--num-samples", "6", "--tokens", "64,16", "--output-dir", str(folder))
+        done = run("sweep", *arguments, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        data = json.loads((folder / "fastv_textweighted_layer2_experiment.json").read_text())
+        answers = (folder / "fastv_textweighted_layer2_experiment.answers.jsonl").read_text()
+        return data["strategies"], [json.loads(line)["answer"] for line in answers.splitlines()], data["meta"]
+
+    done = run("convert", "tiny", "there", cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    assert "liuhaotian format: 150 tensors, led back and equal bit for bit" in done.stdout
+    assert run("convert", "there", "back", cwd=tmp_path).returncode == 0
+    expected = accuracies("tiny")
+    for path, loader in (("./there", "llava"), ("./there", "hf"), ("./back", "auto")):
+        found = accuracies(f"{path[2:]}-{loader}", "--model-path", path, "--loader", loader)
+        assert found[1] == expected[1]
+        assert_same_curves(found[0], expected[0])
+        assert found[2]["image_aspect_ratio"] == "square"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tiny", "full"), "exists already"),
+        (("./nowhere", "new"), "checkpoint folder './nowhere' does not exist"),
+        (("full", "new"), "is no LLaVA"),
+    ],
+)
+def test_a_conversion_that_cannot_be_ends_with_one_line_and_leaves_nothing(tmp_path, arguments, words):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    done = run("convert", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]

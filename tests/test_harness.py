@@ -242,7 +242,8 @@ def test_unpruned_it_equals_lmms_evals_own_llava_hf(documents, monkeypatch):
 
     def recording(name, generate):
         def wrapped(*args, **kwargs):
-            seen[name].append({key: kwargs[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+            given = {"input_ids": args[0], **kwargs} if args else kwargs
+            seen[name].append({key: given[key] for key in ("input_ids", "attention_mask", "pixel_values")})
             return generate(*args, **kwargs)
 
         return wrapped

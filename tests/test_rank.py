@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -93,3 +94,13 @@ def test_each_head_has_its_own_ranks_and_the_means_are_over_heads():
     assert ranks.numeric_mean == pytest.approx(sum(numeric for numeric, _ in plain) / 3)
     assert ranks.effective_mean == pytest.approx(sum(effective for _, effective in plain) / 3, rel=1e-6)
     assert ranks.numeric[1] == 1
+
+
+def test_the_ranks_leave_torchs_number_of_threads_alone():
+    before = torch.get_num_threads()
+    attention_ranks(torch.rand(3, 8, 8).tril())
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *seen] == [before, before]

@@ -7,7 +7,7 @@ import pytest
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
-from lmms_textweighted.loaders.hf import load
+from lmms_textweighted.loaders import load
 from lmms_textweighted.plan import make_plan
 from lmms_textweighted.report.experiment import accuracy_interval
 from lmms_textweighted.sweep import make_points, run_document

@@ -1,16 +1,18 @@
-"""A task's documents for the sweep: lmms-eval's own task object, and what it says of prompts, pictures and scores."""
+"""What the sweep runs over: documents with pictures, prompts and scores. Here those of an lmms-eval task."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager, get_task_dict
 from lmms_eval.utils import load_yaml_config
+from PIL import Image
 from tenacity import RetryError
 
 from lmms_textweighted.errors import InputError, TextweightedError, first_line
@@ -24,49 +26,101 @@ MODEL_NAME = "llava_textweighted"
 
 @dataclass(frozen=True)
 class Document:
-    """One question. target: the right answer as the task gives it. digest: SHA-256 of prompt, target and pictures."""
+    """One question. id: the source's own, or its number. name: what an error calls it.
+
+    target: the right answer. digest: SHA-256 of prompt, target and pictures. fields: what the score is made from.
+    """
 
     number: int
+    id: str
+    name: str
     message: Message
     target: str
     digest: str
     fields: dict[str, Any]
 
 
-@dataclass
-class Documents:
-    """The first `count` documents of a task, or all when None."""
+@dataclass(kw_only=True)
+class Documents(ABC):
+    """The first `count` documents of a source, or all when None.
 
-    task: ConfigurableTask
+    single_prediction_prompt: append the single-prediction prompt where a document's text does not end with it.
+    """
+
     count: int | None = None
     single_prediction_prompt: bool = False
 
-    @classmethod
-    def of_task(cls, name: str, count: int | None, *, single_prediction_prompt: bool) -> Documents:
+    @staticmethod
+    def of_task(name: str, count: int | None, *, single_prediction_prompt: bool) -> Documents:
         """Load a task by name: ours, or any generate_until task of lmms-eval. Raises InputError when there is none."""
-        return cls(_load_task(name), count, single_prediction_prompt)
+        return TaskDocuments(task=_load_task(name), count=count, single_prediction_prompt=single_prediction_prompt)
 
     def __len__(self) -> int:
-        available = len(self.task.eval_docs)
-        return available if self.count is None else min(self.count, available)
+        return self.available if self.count is None else min(self.count, self.available)
 
     def __iter__(self) -> Iterator[Document]:
-        """Each document with its picture, prompt and target, in the task's order."""
+        """Each document with its picture, prompt and target, in the source's order."""
         for number in range(len(self)):
-            fields = self.task.eval_docs[number]
-            text = self.task.doc_to_text(fields)
-            if self.single_prediction_prompt and not text.endswith(SINGLE_PREDICTION_PROMPT):
-                text += SINGLE_PREDICTION_PROMPT
-            images = [image.convert("RGB") for image in self.task.doc_to_visual(fields) or []]
-            target = str(self.task.doc_to_target(fields))
-            digest = hashlib.sha256(json.dumps([text, target]).encode())
-            for image in images:
-                digest.update(image.tobytes())
-            yield Document(number, user_message(text, images), target, digest.hexdigest(), fields)
+            yield self._document(number)
+
+    @property
+    @abstractmethod
+    def available(self) -> int:
+        """How many documents there are."""
+
+    @property
+    @abstractmethod
+    def decoding(self) -> Decoding:
+        """How the answers are generated. Raises InputError where that is not greedy, as the sweep is."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """What accuracy means here."""
+
+    @abstractmethod
+    def score(self, document: Document, answer: str) -> float:
+        """The score of an answer."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """For the result's meta: `task`, `selection` and what else says which documents were used."""
+
+    @abstractmethod
+    def _document(self, number: int) -> Document:
+        """Read one document."""
+
+    def _make(
+        self,
+        number: int,
+        text: str,
+        images: Sequence[Image.Image],
+        *,
+        id: str,
+        name: str,
+        target: str,
+        fields: dict[str, Any],
+    ) -> Document:
+        if self.single_prediction_prompt and not text.endswith(SINGLE_PREDICTION_PROMPT):
+            text += SINGLE_PREDICTION_PROMPT
+        digest = hashlib.sha256(json.dumps([text, target]).encode())
+        for image in images:
+            digest.update(image.tobytes())
+        return Document(number, id, name, user_message(text, images), target, digest.hexdigest(), fields)
+
+
+@dataclass(kw_only=True)
+class TaskDocuments(Documents):
+    """A task's documents: lmms-eval's own task object, and what it says of prompts, pictures and scores."""
+
+    task: ConfigurableTask
+
+    @property
+    def available(self) -> int:
+        return len(self.task.eval_docs)
 
     @property
     def decoding(self) -> Decoding:
-        """How the task wants its answers generated. Raises InputError where that is not greedy, as the sweep is."""
         decoding, _ = split_generation_kwargs(self.task.config.generation_kwargs or {})
         if decoding.temperature > 0 or decoding.num_beams > 1 or decoding.repetition_penalty not in (None, 1.0):
             raise InputError(
@@ -77,7 +131,7 @@ class Documents:
 
     @property
     def metric(self) -> str:
-        """The task's first metric: what accuracy means here."""
+        """The task's first metric."""
         return str(self.task.config.metric_list[0]["metric"])
 
     def score(self, document: Document, answer: str) -> float:
@@ -91,6 +145,25 @@ class Documents:
         if not isinstance(value, int | float):
             raise InputError(f"task {self.task.config.task} scores {self.metric} as {value!r}, not as a number")
         return float(value)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "task": self.task.config.task,
+            "selection": f"the first {len(self)} documents of the task, none left out",
+        }
+
+    def _document(self, number: int) -> Document:
+        fields = self.task.eval_docs[number]
+        images = [image.convert("RGB") for image in self.task.doc_to_visual(fields) or []]
+        return self._make(
+            number,
+            self.task.doc_to_text(fields),
+            images,
+            id=str(number),
+            name=f"task {self.task.config.task}, document {number}",
+            target=str(self.task.doc_to_target(fields)),
+            fields=fields,
+        )
 
 
 def _load_task(name: str) -> ConfigurableTask:

@@ -7,9 +7,11 @@ from typing import Any
 from loguru import logger
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import DEFAULT_MAX_NEW_TOKENS, Decoding
 
 RANKS_KEY = "ranks"
+ASPECT_KEY = "image_aspect_ratio"
 _UNDERSTOOD = {
     "max_new_tokens",
     "max_gen_toks",
@@ -21,6 +23,7 @@ _UNDERSTOOD = {
     "repetition_penalty",
     "until",
     RANKS_KEY,
+    ASPECT_KEY,
 }
 _WARNED: set[str] = set()
 
@@ -52,3 +55,12 @@ def split_generation_kwargs(kwargs: dict[str, Any]) -> tuple[Decoding, bool]:
         until=tuple(until),
     )
     return decoding, bool(kwargs.get(RANKS_KEY, False))
+
+
+def asked_aspect_ratio(kwargs: dict[str, Any]) -> str | None:
+    """The task's own `image_aspect_ratio`; None where it names none, or `original`, which leaves it to the checkpoint.
+
+    lmms-eval's `llava` gives way to the checkpoint's config there, too. Raises InputError for an unknown name.
+    """
+    name = kwargs.get(ASPECT_KEY)
+    return None if name in (None, "original") else check_aspect_ratio(name)

@@ -21,13 +21,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.harness.generation import split_generation_kwargs
+from lmms_textweighted.harness.generation import asked_aspect_ratio, split_generation_kwargs
+from lmms_textweighted.harness.local import check_local_questions
 from lmms_textweighted.harness.output import check_output_paths
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.inference import Answer, PrunedLlava
-from lmms_textweighted.loaders.hf import load, weights_fingerprint
+from lmms_textweighted.loaders import load, weights_fingerprint
 from lmms_textweighted.plan import Plan
 from lmms_textweighted.prompts import Message, make_message, user_message
 
@@ -51,6 +52,7 @@ class LlavaTextweighted(lmms):
         super().__init__()
         with ending_the_run():
             check_output_paths(sys.argv[1:])
+            check_local_questions(sys.argv[1:])
             self.batch_size_per_gpu = _batch_size(batch_size)
             if max_batch_size is not None:
                 logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
@@ -58,13 +60,14 @@ class LlavaTextweighted(lmms):
             self.accelerator = Accelerator()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
-            config = self.llava.model.config
-            self.settings.check(config.get_text_config().num_hidden_layers, config.image_seq_length)
-            if self.settings.conv_template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
+            layers = self.llava.model.config.get_text_config().num_hidden_layers
+            self.settings.check(layers, self.llava.tokens_per_image)
+            if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
                     f"{self.tokenizer.eos_token!r}: conv_template=hf is probably what it was trained on"
                 )
+            self._refused: set[str] = set()
             self.run_settings = self._run_settings()
             self.store = TraceStore({**self.run_settings, "weights": weights_fingerprint(self.llava.model)})
         make_current(self.store)
@@ -90,6 +93,8 @@ class LlavaTextweighted(lmms):
         model = self.llava.model
         return {
             **self.settings.resolved(),
+            "conv_template": self.llava.template,
+            "image_aspect_ratio": self.llava.image_aspect_ratio,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "attn_implementation": model.config.get_text_config()._attn_implementation,
@@ -180,11 +185,24 @@ class LlavaTextweighted(lmms):
             decoding, ranks = split_generation_kwargs(prepared[0][1])
             began = time.perf_counter()
             answers = self.llava.generate(
-                [messages for messages, _, _ in prepared], decoding, ranks=ranks or self.settings.ranks
+                [messages for messages, _, _ in prepared],
+                decoding,
+                ranks=ranks or self.settings.ranks,
+                image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
             )
             seconds = (time.perf_counter() - began) / len(batch)
         for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
             yield request, document, answer, seconds
+
+    def _aspect_ratio(self, kwargs: dict[str, Any]) -> str | None:
+        """What the task asks for, unless the user stated it for the model, or the checkpoint cannot take it."""
+        name = None if self.settings.image_aspect_ratio else asked_aspect_ratio(kwargs)
+        if name is None or self.llava.takes(name):
+            return name
+        if name not in self._refused:
+            self._refused.add(name)
+            logger.warning(f"the task asks for image_aspect_ratio={name}, which this checkpoint cannot take: not used")
+        return None
 
     def _kwargs_of(self, request: Instance) -> str:
         """Requests of one batch share their task and their generation kwargs."""
@@ -192,7 +210,9 @@ class LlavaTextweighted(lmms):
         return json.dumps([request.task_name, kwargs], sort_keys=True, default=str)
 
     def _result(self, answer: Answer, figures: dict[str, Any]) -> GenerationResult:
-        pruning = {**figures, "settings": self.run_settings}
+        settings = {**self.run_settings, "image_aspect_ratio": answer.image_aspect_ratio}
+        took = {"prefill_seconds": answer.timing.prefill, "batch_rows": answer.timing.rows}
+        pruning = {**figures, **took, "settings": settings}
         counts = PrunedTokenCounts(
             input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning
         )
@@ -240,6 +260,7 @@ class _Summary:
     def __init__(self) -> None:
         self.count, self.tokens, self.seconds = 0, 0, 0.0
         self.sums = dict.fromkeys(("kept_tokens", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
+        self.waits: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
 
     def add(self, answer: Answer, seconds: float) -> None:
         self.count += 1
@@ -247,12 +268,21 @@ class _Summary:
         self.seconds += seconds
         for name in self.sums:
             self.sums[name] += getattr(answer.trace, name)
+        took = answer.timing
+        self.waits["ttft"].append(took.encode + took.prefill)
+        self.waits["e2e"].append(took.encode + took.prefill + took.decode)
+        if took.steps:
+            self.waits["tpot"].append(took.decode / took.steps)
 
     def log(self, plan: Plan) -> None:
-        """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer."""
+        """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer.
+
+        ttft, tpot, e2e: seconds to the first token, for each further one, and in all, as a request of a batch waits.
+        """
         numbers = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
         if self.count:
             means = {name: value / self.count for name, value in self.sums.items()}
+            means.update({name: sum(values) / len(values) for name, values in self.waits.items() if values})
             log_metrics(
                 total_elapsed_time=self.seconds,
                 total_gen_tokens=self.tokens,

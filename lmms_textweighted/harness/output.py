@@ -13,20 +13,24 @@ import yaml
 from lmms_textweighted.errors import InputError
 
 
+def run_options(arguments: Sequence[str], name: str) -> list[str]:
+    """An option's value on lmms-eval's command line, or else that of each run of its `--config` file."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}")
+    parser.add_argument("--config")
+    known = vars(parser.parse_known_args(list(arguments))[0])
+    values = [known[name]]
+    if values == [None] and known["config"] and os.path.isfile(known["config"]):
+        loaded = yaml.safe_load(Path(known["config"]).read_text())
+        runs = loaded if isinstance(loaded, list) else [loaded]
+        values = [run.get(name) for run in runs if isinstance(run, dict)]
+    return [str(value) for value in values if value]
+
+
 def check_output_paths(arguments: Sequence[str]) -> None:
     """Raise InputError when a folder named by `--output_path`, or by a `--config` file, cannot be written."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output_path")
-    parser.add_argument("--config")
-    known, _ = parser.parse_known_args(list(arguments))
-    paths = [known.output_path]
-    if known.config and os.path.isfile(known.config):
-        loaded = yaml.safe_load(Path(known.config).read_text())
-        runs = loaded if isinstance(loaded, list) else [loaded]
-        paths += [run.get("output_path") for run in runs if isinstance(run, dict)]
-    for path in paths:
-        if path:
-            check_writable(Path(path))
+    for path in run_options(arguments, "output_path"):
+        check_writable(Path(path))
 
 
 def check_writable(folder: Path) -> None:

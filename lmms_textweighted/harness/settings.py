@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
-from lmms_textweighted.loaders.hf import DEFAULT_CHECKPOINT, LoadOptions
+from lmms_textweighted.loaders import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.plan import DEFAULT_STRATEGY, Plan, make_plan
-from lmms_textweighted.prompts import DEFAULT_TEMPLATE, check_template
+from lmms_textweighted.prompts import check_template
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,11 @@ class Settings:
     """Everything `--model_args` can say, with its defaults.
 
     pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see `plan.make_plan`.
-    conv_template: `vicuna_v1` or `hf`. seed: of the `random` strategy. ranks: measure the last layer's ranks for every
+    text_scope, keep_scope: see `plan.Plan`. conv_template: a name in `prompts.TEMPLATES`; None suits the checkpoint.
+    loader, vision_tower, image_aspect_ratio: see `loaders.LoadOptions`; a stated image_aspect_ratio goes before a
+    task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every
     task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
-    The rest: see `loaders.hf.LoadOptions`.
+    The rest: see `loaders.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT
@@ -27,7 +30,12 @@ class Settings:
     pruning_layer: int | None = None
     keep_tokens: int | None = None
     keep_ratio: float | None = None
-    conv_template: str = DEFAULT_TEMPLATE
+    text_scope: str = "after"
+    keep_scope: str = "image"
+    conv_template: str | None = None
+    loader: str = "auto"
+    vision_tower: str | None = None
+    image_aspect_ratio: str | None = None
     seed: int = 0
     ranks: bool = False
     dtype: str = "auto"
@@ -46,7 +54,10 @@ class Settings:
             if name not in known:
                 raise InputError(unknown("model argument", name, known))
         settings = cls(**arguments)
-        check_template(settings.conv_template)
+        if settings.conv_template is not None:
+            check_template(settings.conv_template)
+        if settings.image_aspect_ratio is not None:
+            check_aspect_ratio(settings.image_aspect_ratio)
         if not isinstance(settings.seed, int) or isinstance(settings.seed, bool):
             raise InputError(f"seed is {settings.seed!r}: give a whole number")
         if not isinstance(settings.ranks, bool):
@@ -56,11 +67,21 @@ class Settings:
 
     def plan(self) -> Plan:
         return make_plan(
-            self.strategy, pruning_layer=self.pruning_layer, keep_tokens=self.keep_tokens, keep_ratio=self.keep_ratio
+            self.strategy,
+            pruning_layer=self.pruning_layer,
+            keep_tokens=self.keep_tokens,
+            keep_ratio=self.keep_ratio,
+            text_scope=self.text_scope,
+            keep_scope=self.keep_scope,
         )
 
-    def check(self, num_layers: int, image_tokens: int) -> None:
-        """Raise PlanError when the plan does not fit the model; what is stated must fit even for `none`."""
+    def check(self, num_layers: int, image_tokens: int | None) -> None:
+        """Raise PlanError when the plan does not fit the model; what is stated must fit even for `none`.
+
+        image_tokens: of one image, where the checkpoint fixes it.
+        """
+        if self.keep_scope == "prompt":  # how many images a prompt has, only its document tells
+            image_tokens = None
         self.plan().check(num_layers, image_tokens)
         if self.strategy == "none" and any(
             value is not None for value in (self.pruning_layer, self.keep_tokens, self.keep_ratio)
@@ -80,6 +101,9 @@ class Settings:
             device_map=self.device_map,
             attn_implementation=self.attn_implementation,
             revision=str(self.revision),
+            loader=self.loader,
+            vision_tower=self.vision_tower,
+            image_aspect_ratio=self.image_aspect_ratio,
         )
 
     def stated(self) -> StatedLengths:

@@ -1,0 +1,65 @@
+"""Checkpoint -> model and processor, whatever its format.
+
+`base` says what can be asked for, `hf` loads transformers' checkpoints, `llava` those of the original `llava` package
+(liuhaotian format) with that package, `liuhaotian` reads the same format without it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.loaders.base import (
+    DEFAULT_CHECKPOINT,
+    LOADERS,
+    TINY,
+    Loaded,
+    LoadOptions,
+    local_folder,
+    read_config,
+    resolve,
+    weights_fingerprint,
+)
+
+__all__ = ["DEFAULT_CHECKPOINT", "TINY", "LoadOptions", "Loaded", "load", "resolve", "weights_fingerprint"]
+
+_logger = logging.getLogger(__name__)
+
+
+def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = None) -> Loaded:
+    """Load `pretrained`: `tiny` (the embedded model), a local folder or a hub name, in either format.
+
+    The format is read off the checkpoint's config. transformers' own is loaded by transformers. liuhaotian's is loaded
+    by the `llava` package where that is installed, and otherwise converted in memory; `options.loader` chooses.
+
+    Raises CheckpointError when it is missing, out of reach or no LLaVA, InputError for options that cannot be.
+    """
+    from lmms_textweighted.loaders import hf, liuhaotian, llava
+
+    options = options or LoadOptions()
+    if options.loader not in LOADERS:
+        raise InputError(unknown("loader", options.loader, LOADERS))
+    folder = resolve(pretrained)
+    config = read_config(pretrained, folder, options.revision)
+    if not liuhaotian.is_liuhaotian(config):
+        if options.loader == "llava":
+            raise InputError(
+                f"loader=llava, but checkpoint {pretrained!r} is in transformers' format: leave loader out, or convert "
+                f"it with `lmms-textweighted convert`"
+            )
+        if options.vision_tower:
+            raise InputError(
+                "vision_tower is for checkpoints in liuhaotian format: this one brings its own, leave it out"
+            )
+        return hf.load(pretrained, folder, config, options)
+    local = local_folder(folder, options.revision)
+    if options.loader == "llava":
+        return llava.load(pretrained, local, config, options)
+    if options.loader == "auto" and llava.is_installed():
+        try:
+            return llava.load(pretrained, local, config, options)
+        except llava.PackageError as error:
+            _logger.warning(f"{pretrained} is converted in memory: {error}")
+    elif options.loader == "auto":
+        _logger.warning(f"{pretrained} is converted in memory: no llava package is installed ({llava.HOW_TO_GET_IT})")
+    return liuhaotian.load(pretrained, local, config, options)

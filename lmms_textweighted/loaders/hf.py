@@ -1,118 +1,93 @@
-"""Load a LLaVA in transformers' format: checkpoint name or folder -> model and processor."""
+"""Load a LLaVA in transformers' format."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
+import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
-from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.images import LlavaImageProcessor
+from lmms_textweighted.loaders.base import Loaded, LoadOptions, check_complete
+from lmms_textweighted.loaders.weights import LOAD_ERRORS, notice_pickles
 
-DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
-TINY = "tiny"
-
-
-class Loaded(NamedTuple):
-    """A model in evaluation mode and its processor, which pads on the left."""
-
-    model: Any
-    processor: Any
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Where and how a checkpoint is loaded. dtype `auto`: the checkpoint's on a GPU, float32 on a CPU."""
-
-    device: str | None = None
-    dtype: str = "auto"
-    device_map: str | None = None
-    attn_implementation: str | None = None
-    revision: str = "main"
+# model_type -> class: LLaVA-1.5, LLaVA-NeXT (1.6), LLaVA-OneVision.
+MODELS: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
 
 
-def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = None) -> Loaded:
-    """Load `pretrained`: `tiny` (the embedded model), a local folder or a hub name.
-
-    Raises CheckpointError when it is missing, out of reach or no LLaVA, InputError for options that cannot be.
-    """
-    options = options or LoadOptions()
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = _dtype(options.dtype, device)
-    folder = resolve(pretrained)
-    _check_config(pretrained, folder, options.revision)
-    placed: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
-    if options.attn_implementation:
-        placed["attn_implementation"] = options.attn_implementation
+def load(pretrained: str, folder: str, config: dict[str, Any], options: LoadOptions) -> Loaded:
+    """Load a checkpoint by transformers. Raises CheckpointError when it is none of MODELS or cannot be loaded."""
+    model_type = config.get("model_type")
+    if model_type not in MODELS:
+        raise CheckpointError(
+            f"checkpoint {pretrained!r} is no LLaVA in transformers' format: its model_type is {model_type!r}, "
+            f"needed is one of {', '.join(MODELS)}"
+        )
+    arguments = options.model_arguments()
+    if Path(folder).is_dir():
+        notice_pickles(Path(folder))
     try:
-        model: Any = LlavaForConditionalGeneration.from_pretrained(
-            folder, revision=options.revision, dtype=dtype, **placed
+        model, info = MODELS[model_type].from_pretrained(
+            folder, revision=options.revision, output_loading_info=True, **arguments
         )
         processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except LOAD_ERRORS as error:
         raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {first_line(error)}") from error
+    check_complete(pretrained, info["missing_keys"])
     processor.tokenizer.padding_side = "left"
-    if not options.device_map:
-        try:
-            model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
-    return Loaded(model.eval(), processor)
+    # A converted checkpoint remembers how its pictures were prepared; transformers has no place for that.
+    ratio = options.image_aspect_ratio or config.get("image_aspect_ratio")
+    return Loaded(options.place(model), with_aspect_ratio(processor, ratio) if ratio else processor)
 
 
-def resolve(pretrained: str) -> str:
-    """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
-    if pretrained == TINY:
-        return str(checkpoint_folder())
-    path = Path(pretrained).expanduser()
-    if path.is_dir():
-        return str(path)
-    looks_like_path = pretrained.startswith((".", "/", "~", os.sep)) or pretrained.count("/") > 1
-    if looks_like_path or path.exists():
-        raise CheckpointError(f"checkpoint folder {pretrained!r} does not exist: give a folder, a hub name or `tiny`")
-    return pretrained
+def with_aspect_ratio(processor: Any, aspect_ratio: str) -> Any:
+    """A copy of the processor that prepares pictures as LLaVA does under this name.
+
+    Raises InputError where the model cannot take such pictures.
+    """
+    if isinstance(processor, LlavaProcessor) and "anyres" not in aspect_ratio:
+        image_processor = LlavaImageProcessor(plain_image_processor(processor.image_processor), aspect_ratio, None)
+    elif isinstance(processor, LlavaNextProcessor) and "anyres" in aspect_ratio:
+        pinpoints = [[width, height] for height, width in processor.image_processor.image_grid_pinpoints]
+        image_processor = LlavaImageProcessor(plain_image_processor(processor.image_processor), aspect_ratio, pinpoints)
+    else:
+        takes = "pad or square" if isinstance(processor, LlavaProcessor) else "anyres"
+        takes = "its own preparation only: leave it out" if "Onevision" in type(processor).__name__ else takes
+        raise InputError(f"image_aspect_ratio is {aspect_ratio!r}, but this checkpoint takes {takes}")
+    changed = copy.copy(processor)
+    changed.image_processor = image_processor
+    changed.image_aspect_ratio = aspect_ratio
+    return changed
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A short hash of the weights: every parameter's name, shape, and 64 values spread over it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        if value.is_meta:  # offloaded: its name and shape must do
-            continue
-        flat = value.reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-        digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_config(pretrained: str, folder: str, revision: str) -> None:
-    try:
-        config = AutoConfig.from_pretrained(folder, revision=revision)
-    except (OSError, ValueError) as error:
-        if Path(folder).is_dir():
-            raise CheckpointError(f"checkpoint {pretrained!r} is no LLaVA: {first_line(error)}") from error
-        raise CheckpointError(
-            f"checkpoint {pretrained!r} is not on disk and the hub did not give it: give a local folder, "
-            f"`pretrained=tiny`, or a machine that reaches the hub"
-        ) from error
-    if config.model_type != "llava":
-        raise CheckpointError(
-            f"checkpoint {pretrained!r} is no LLaVA-1.5 in transformers' format: its model_type is "
-            f"{config.model_type!r}, needed is 'llava'"
-        )
-
-
-def _dtype(name: str, device: str) -> Any:
-    if name == "auto":
-        return "auto" if device.startswith("cuda") else torch.float32
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype is {name!r}: give auto, float32, float16 or bfloat16")
-    return dtype
+def plain_image_processor(image_processor: Any) -> Any:
+    """CLIP's preparation of one square tile, with this processor's numbers."""
+    if isinstance(image_processor, LlavaImageProcessor):
+        return image_processor.image_processor
+    if type(image_processor).__name__.startswith("CLIP"):
+        return image_processor
+    names = (
+        "size",
+        "crop_size",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "do_center_crop",
+        "do_resize",
+    )
+    return CLIPImageProcessor(**{name: getattr(image_processor, name) for name in names})

@@ -21,7 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lmms_textweighted.prompts import SHORT_ANSWER_PROMPT, SINGLE_PREDICTION_PROMPT, VICUNA_SYSTEM
+from lmms_textweighted.prompts import (
+    SHORT_ANSWER_PROMPT,
+    SINGLE_PREDICTION_PROMPT,
+    VICUNA_CHAT_TEMPLATE,
+    VICUNA_SYSTEM,
+)
 from lmms_textweighted.tiny import questions, scenes
 
 WIDTH = 128
@@ -29,20 +34,6 @@ DECODER_LAYERS = 8
 CAPTION_PROMPT = "Describe the picture."
 MATCH_PROMPT = "Which choice is {}?"
 LIST_PROMPT = "Describe the choices."
-
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% for item in messages[0]['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}"
-    "{% else %}" + VICUNA_SYSTEM + "{% endif %}"
-    "{% for message in messages if message['role'] != 'system' %}"
-    "{% if message['role'] == 'user' %}"
-    "{% if loop.first or loop.previtem['role'] != 'assistant' %} {% endif %}USER: "
-    "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}"
-    "{% else %} ASSISTANT: "
-    "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}</s>"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -87,7 +78,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         patch_size=scenes.PATCH_SIZE,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=VICUNA_CHAT_TEMPLATE,
     )
 
 

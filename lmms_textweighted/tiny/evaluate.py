@@ -15,7 +15,7 @@ from PIL import Image
 
 from lmms_textweighted.fanout import continue_prefix, run_prefix
 from lmms_textweighted.inference import PrunedLlava
-from lmms_textweighted.loaders.hf import load
+from lmms_textweighted.loaders import load
 from lmms_textweighted.plan import DEFAULT_LAYER, STRATEGIES
 from lmms_textweighted.prompts import user_message
 from lmms_textweighted.report.experiment import accuracy_interval
@@ -46,7 +46,7 @@ def answers(
         prompt = multiple_choice_text(document)
         target = LETTERS[document["answer"]]
         for picture, conditions in ((document["image"], None), (blank, ["blank picture"])):
-            inputs = llava.encode([[user_message(prompt, [picture])]])
+            inputs = llava.encode([[user_message(prompt, [picture])]]).inputs
             with torch.inference_mode():
                 scorers = [scorer for strategy in strategies if (scorer := STRATEGIES[strategy][0])]
                 prefix = run_prefix(model, inputs, layer, scorers if conditions is None else [])

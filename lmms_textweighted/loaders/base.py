@@ -1,0 +1,163 @@
+"""What every loader shares: options, where a checkpoint is, devices and types."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from lmms_textweighted.errors import CheckpointError, InputError, first_line
+from lmms_textweighted.paths import checkpoint_folder
+
+DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
+TINY = "tiny"
+LOADERS = ("auto", "hf", "llava")
+_OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.onnx", "*.ot"]
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode and its processor, which pads on the left."""
+
+    model: Any
+    processor: Any
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where and how a checkpoint is loaded. dtype `auto`: the checkpoint's on a GPU, float32 on a CPU.
+
+    loader: `auto`, `hf` or `llava` (see `loaders.load`). vision_tower: a local CLIP folder, for checkpoints in
+    liuhaotian format that only name theirs. image_aspect_ratio: `pad`, `square` or `anyres` as in LLaVA; None is the
+    checkpoint's own.
+    """
+
+    device: str | None = None
+    dtype: str = "auto"
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    revision: str = "main"
+    loader: str = "auto"
+    vision_tower: str | None = None
+    image_aspect_ratio: str | None = None
+
+    @property
+    def resolved_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def resolved_dtype(self) -> Any:
+        """A torch type, or `auto`. Raises InputError for what is neither."""
+        if self.dtype == "auto":
+            return "auto" if self.resolved_device.startswith("cuda") else torch.float32
+        dtype = getattr(torch, str(self.dtype), None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"dtype is {self.dtype!r}: give auto, float32, float16 or bfloat16")
+        return dtype
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of transformers' `from_pretrained`."""
+        arguments: dict[str, Any] = {"dtype": self.resolved_dtype}
+        if self.device_map:
+            arguments["device_map"] = self.device_map
+        if self.attn_implementation:
+            arguments["attn_implementation"] = self.attn_implementation
+        return arguments
+
+    def place(self, model: Any) -> Any:
+        """The model on its device, in evaluation mode. Raises InputError for a device that is not there."""
+        if not self.device_map:
+            try:
+                model.to(self.resolved_device)
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(f"device {self.resolved_device!r} cannot be used: {first_line(error)}") from error
+        return model.eval()
+
+
+def resolve(pretrained: str) -> str:
+    """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
+    if pretrained == TINY:
+        return str(checkpoint_folder())
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_like_path = pretrained.startswith((".", "/", "~", os.sep)) or pretrained.count("/") > 1
+    if looks_like_path or path.exists():
+        raise CheckpointError(f"checkpoint folder {pretrained!r} does not exist: give a folder, a hub name or `tiny`")
+    return pretrained
+
+
+def read_config(pretrained: str, folder: str, revision: str) -> dict[str, Any]:
+    """A checkpoint's config.json as it stands. Raises CheckpointError when there is none."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        if Path(folder).is_dir():
+            raise CheckpointError(f"checkpoint {pretrained!r} is no LLaVA: {first_line(error)}") from error
+        raise CheckpointError(_out_of_reach(pretrained)) from error
+    if not config:
+        raise CheckpointError(
+            f"checkpoint {pretrained!r} is no LLaVA: it has no config.json"
+            if Path(folder).is_dir()
+            else _out_of_reach(pretrained)
+        )
+    return config
+
+
+def local_folder(folder: str, revision: str) -> Path:
+    """The checkpoint's files on disk, fetched from the hub where `folder` is a name."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(folder, revision=revision, ignore_patterns=_OTHER_FRAMEWORKS))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_out_of_reach(folder)) from error
+
+
+def check_complete(pretrained: str, missing: Any) -> None:
+    """Raise CheckpointError when weights were missing: transformers would fill them with random numbers."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(f"checkpoint {pretrained!r} lacks the weights {names[0]!r}{more}: is the download whole?")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """While open, transformers reports errors only."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A short hash of the weights: every parameter's name, shape, and 64 values spread over it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.is_meta:  # offloaded: its name and shape must do
+            continue
+        flat = value.reshape(-1)
+        picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _out_of_reach(pretrained: str) -> str:
+    return (
+        f"checkpoint {pretrained!r} is not on disk and the hub did not give it: give a local folder, "
+        f"`pretrained=tiny`, or a machine that reaches the hub"
+    )

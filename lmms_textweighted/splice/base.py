@@ -1,0 +1,58 @@
+"""What every kind of LLaVA must tell the engine: where its image features stand in the decoder's sequence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lmms_textweighted.layout import Prompts
+
+
+class Splice(ABC):
+    """Watches one model put image features between its text embeddings.
+
+    tokens_per_image: the number of tokens of every image where that is fixed (LLaVA-1.5: 576), None where it depends
+    on the picture (anyres grids).
+    """
+
+    tokens_per_image: int | None
+
+    @abstractmethod
+    def attach(self, stack: ExitStack) -> None:
+        """Start watching; `stack` ends it."""
+
+    @abstractmethod
+    def prompts(self, rows: int) -> Prompts | None:
+        """The batch that now enters the decoder, `rows` long; None when it has no images and nothing is known of it.
+
+        To be asked once, at the start of a prefill. Raises PlanError when images and tokens do not fit.
+        """
+
+    @abstractmethod
+    def check_step(self) -> None:
+        """Raise PlanError when a step on top of a KV cache brings images."""
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable) -> Iterator[None]:
+    """While open, `owner.name` is `function`; afterwards it is what it was."""
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextmanager
+def removed_at_end(handle: Any) -> Iterator[None]:
+    """Takes a torch hook off again."""
+    try:
+        yield
+    finally:
+        handle.remove()
