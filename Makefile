@@ -15,11 +15,14 @@ demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: tabl
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
 		--output-dir demo/sweep
 
+# Two or more processes with a thread each: small models gain little from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
 test: lint  ## ruff, mypy and the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/.tested  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
 	$(BIN)/python -W ignore -m benchmarks

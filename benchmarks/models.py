@@ -30,11 +30,12 @@ class Subject:
     features: torch.Tensor
     inputs: BatchFeature
 
-    def prefill(self) -> Any:
-        """One forward over the prompts with an empty cache; the last position's logits only."""
+    def prefill(self, **changes: Any) -> Any:
+        """One forward over the prompts with an empty cache; the last position's logits only. changes: arguments."""
         # A new output each time: transformers takes it apart.
         made = BaseModelOutputWithPooling(pooler_output=list(self.features))
-        return self.model(**self.inputs, mm_encoder_outputs={"image": made}, use_cache=True, logits_to_keep=1)
+        arguments = {"use_cache": True, "logits_to_keep": 1, **changes}
+        return self.model(**self.inputs, mm_encoder_outputs={"image": made}, **arguments)
 
 
 def build(geometry: str, batch: int = 1, *, dtype: torch.dtype = torch.bfloat16, device: str | None = None) -> Subject:

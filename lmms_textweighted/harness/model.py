@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.generation import asked_aspect_ratio, split_generation_kwargs
 from lmms_textweighted.harness.local import check_local_questions
 from lmms_textweighted.harness.output import check_output_paths
@@ -69,7 +69,7 @@ class LlavaTextweighted(lmms):
                 )
             self._refused: set[str] = set()
             self.run_settings = self._run_settings()
-            self.store = TraceStore({**self.run_settings, "weights": weights_fingerprint(self.llava.model)})
+            self.store = TraceStore(self.run_settings)
         make_current(self.store)
         if self._rank == 0:
             logger.info(f"llava_textweighted settings: {json.dumps(self.run_settings)}")
@@ -98,6 +98,7 @@ class LlavaTextweighted(lmms):
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "attn_implementation": model.config.get_text_config()._attn_implementation,
+            "weights": weights_fingerprint(model),
         }
 
     # What lmms-eval asks of a model.
@@ -159,21 +160,25 @@ class LlavaTextweighted(lmms):
         return [user_message(context, _pictures(visuals))], kwargs, document
 
     def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
-        summary, left = _Summary(), len(requests)
+        summary, due = _Summary(), 0
+        done: dict[int, GenerationResult] = {}
         # As a context: an error's one line must not be printed behind an open bar.
         with tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0) as progress:
-            for batch in _batches(requests, self.batch_size, self._kwargs_of):
-                for request, document, answer, seconds in self._answer_batch(batch):
+            for places in batches(requests, self.batch_size, kind=self._kwargs_of, length=self._length_of):
+                answered = self._answer_batch([requests[place] for place in places])
+                for place, (request, document, answer, seconds) in zip(places, answered, strict=True):
                     figures = answer.trace.summary()
                     if not request.metadata.get("__padding_only__"):
                         summary.add(answer, seconds)
                         self._keep(request, document, figures)
                     progress.update(1)
-                    left -= 1
-                    if not left:  # before the last answer goes out: nobody asks a stream for more than it has
+                    done[place] = self._result(answer, figures)
+                while due in done:
+                    due += 1
+                    if due == len(requests):  # before the last answer goes out: nobody asks a stream for more
                         progress.close()
                         summary.log(self.llava.plan)
-                    yield self._result(answer, figures)
+                    yield done.pop(due - 1)
 
     def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
         """(request, document, answer, seconds) of each request of one batch."""
@@ -208,6 +213,10 @@ class LlavaTextweighted(lmms):
         """Requests of one batch share their task and their generation kwargs."""
         kwargs = next(argument for argument in request.args if isinstance(argument, dict))
         return json.dumps([request.task_name, kwargs], sort_keys=True, default=str)
+
+    def _length_of(self, request: Instance) -> int:
+        """Tokens of a request's text, whose pictures need not be opened for that."""
+        return len(self.tokenizer(str(request.args[0]))["input_ids"])
 
     def _result(self, answer: Answer, figures: dict[str, Any]) -> GenerationResult:
         settings = {**self.run_settings, "image_aspect_ratio": answer.image_aspect_ratio}
@@ -296,14 +305,6 @@ def _batch_size(value: int | str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"batch_size is {value!r}: give a whole number of at least 1")
     return int(text)
-
-
-def _batches(requests: list[Instance], size: int, key: Any) -> Iterator[list[Instance]]:
-    """Consecutive requests of the same key, at most `size` at a time, in order."""
-    for _, group in itertools.groupby(requests, key=key):
-        same = list(group)
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
 
 
 def _where(*requests: Instance) -> str:
