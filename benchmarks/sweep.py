@@ -70,40 +70,69 @@ def published(eager: PrunedLlava, documents: Sequence[Document], budgets: Sequen
             two_loops(output.attentions[0][-1][0][:, kept][:, :, kept])
 
 
-def run(repeats: int = 3) -> list[Row]:
-    """Both comparisons, and how the time grows."""
+def run(repeats: int = 5) -> list[Row]:
+    """Both comparisons, and how the time grows.
+
+    The questions are swept in `repeats` parts that take turns with the two others: together they are one whole run.
+    """
     llava = PrunedLlava(*load("tiny"))
     eager = copy.deepcopy(llava)
     eager.model.set_attn_implementation("eager")
     documents = list(Documents.of_task("shapes_mcq", SAMPLES, single_prediction_prompt=False))
-    few, some = documents[::25], BUDGETS[::8]  # 2 questions, 8 budgets
-    scale = len(documents) * len(BUDGETS) / (len(few) * len(some))
+    few, some = documents[:1], BUDGETS[::14]  # 1 question, 5 budgets
+    scale = SAMPLES * len(BUDGETS) / (len(few) * len(some))
+    parts = iter([few, *(documents[part::repeats] for part in range(repeats))])  # the first warms up
     times = take_turns(
         {
-            "sweep": partial(sweep, llava, documents, BUDGETS),
+            "sweep": lambda: sweep(llava, next(parts), BUDGETS),
             "one by one": partial(one_by_one, llava, few, some),
             "published": partial(published, eager, few, some),
-            "half the questions": partial(sweep, llava, documents[: SAMPLES // 2], BUDGETS),
-            "half the budgets": partial(sweep, llava, documents, BUDGETS[::2]),
         },
         repeats,
-        warm_up=0,
     )
-    seconds = {name: value.median for name, value in times.items()}
-    details = {name: {"median_s": value.median, "spread": value.spread} for name, value in times.items()}
+    whole = sum(times["sweep"].seconds)
+    details = {name: {"seconds": value.seconds, "spread": value.spread} for name, value in times.items()}
     size = f"{len(BUDGETS)} budgets x {SAMPLES} questions"
-    scaled = f"{len(some)} budgets x {len(few)} questions, scaled by {scale:.0f}"
+    scaled = f"{whole:.0f} s; the other on {len(some)} budgets x {len(few)} question, scaled by {scale:.0f}"
     return [
-        Row(f"sweep, {size}: the published procedure / ours", scale * seconds["published"] / seconds["sweep"], 20.0,
-            note=scaled, details=details),
-        Row(f"sweep, {size}: each budget by itself / ours", scale * seconds["one by one"] / seconds["sweep"], 1.7,
-            note=scaled),
-        Row("sweep growth: whole / half the questions (2 is linear)", seconds["sweep"] / seconds["half the questions"]),
-        Row("sweep growth: 57 / 29 budgets (1.97 is linear)", seconds["sweep"] / seconds["half the budgets"]),
-    ]  # fmt: skip
+        Row(
+            f"sweep, {size}: the published procedure / ours",
+            scale * times["published"].median / whole,
+            20.0,
+            note=scaled,
+            details=details,
+        ),
+        Row(
+            f"sweep, {size}: each budget by itself / ours", scale * times["one by one"].median / whole, 1.7, note=scaled
+        ),
+        *growth(llava, documents[:12], repeats=3),
+    ]
 
 
-def main(repeats: int = typer.Option(3)) -> None:
+def growth(llava: PrunedLlava, documents: Sequence[Document], repeats: int) -> list[Row]:
+    """Seconds at a quarter, a half and all of some questions, and of the budgets: 2 and 4 times the first is linear."""
+    rows = []
+    sizes: dict[str, dict[str, tuple[Sequence[Document], Sequence[int]]]] = {
+        "questions": {str(len(documents) // part): (documents[::part], BUDGETS) for part in (4, 2, 1)},
+        "budgets": {str(len(BUDGETS[::part])): (documents[:3], BUDGETS[::part]) for part in (4, 2, 1)},
+    }
+    for what, cases in sizes.items():
+        work = {name: partial(sweep, llava, asked, budgets) for name, (asked, budgets) in cases.items()}
+        times = take_turns(work, repeats, warm_up=0)
+        first, *_, last = times.values()
+        seconds = ", ".join(f"{name}: {value.median:.2f} s" for name, value in times.items())
+        grown = int(list(cases)[-1]) / int(next(iter(cases)))
+        rows.append(
+            Row(
+                f"sweep growth with {what}: time of the largest / smallest, over {grown:.1f}",
+                last.median / first.median / grown,
+                note=seconds,
+            )
+        )
+    return rows
+
+
+def main(repeats: int = typer.Option(5)) -> None:
     """Print the rows."""
     show(run(repeats))
 
