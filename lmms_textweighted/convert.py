@@ -66,7 +66,9 @@ def convert(source: str, target: Path, *, vision_tower: str | None = None, revis
             kind, tensors = "liuhaotian", _to_liuhaotian(source, folder, draft)
         if target.is_dir():
             target.rmdir()
-        draft.chmod(0o755)  # a temporary folder is its owner's alone
+        draft.chmod(0o755)  # a temporary folder is its owner's alone, and so are safetensors' files
+        for path in draft.rglob("*.safetensors"):
+            path.chmod(0o644)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -20,7 +20,13 @@ from lmms_textweighted.errors import InputError
 from lmms_textweighted.fanout import end_tokens
 from lmms_textweighted.loaders.hf import with_aspect_ratio
 from lmms_textweighted.loaders.liuhaotian import VOCABULARY_KEY
-from lmms_textweighted.loaders.processing import LiuhaotianProcessor, TagProcessor, encode_prompts, prompt_pieces
+from lmms_textweighted.loaders.processing import (
+    LiuhaotianProcessor,
+    PlaceholderProcessor,
+    TagProcessor,
+    encode_prompts,
+    prompt_pieces,
+)
 from lmms_textweighted.plan import NONE, Plan
 from lmms_textweighted.prompts import (
     DEFAULT_TEMPLATE,
@@ -56,6 +62,7 @@ class Decoding:
         sampled = self.temperature > 0
         found: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
+            "max_length": None,  # a checkpoint's own would be warned of with every batch
             "do_sample": sampled,
             "num_beams": self.num_beams,
             "temperature": self.temperature if sampled else None,
@@ -127,6 +134,12 @@ class PrunedLlava:
     def __post_init__(self) -> None:
         self.template = check_template(self.template or default_template(self.model, self.processor))
         self._processors: dict[str, Any] = {}
+
+    @property
+    def loader(self) -> str:
+        """What loaded the model: `transformers`, the `llava` package, or the conversion `in memory`."""
+        kinds = {TagProcessor: "llava", PlaceholderProcessor: "in memory"}
+        return kinds.get(type(self.processor), "transformers")
 
     @property
     def image_aspect_ratio(self) -> str:

@@ -106,14 +106,14 @@ def read_questions(
     usable = tuple(question for question in questions if question.id not in failed)
     skipped = tuple((key, reason) for key, reason in failed.items() if reason)
     if skipped and (not skip_missing or not usable):
-        listed = _some(f"{reason} (id {key!r})" for key, reason in skipped)
+        listed = "".join(f"\n  {reason} (id {key!r})" for key, reason in skipped)
         advice = (
             f"put the pictures into {str(folder)!r}"
             if skip_missing
             else f"put the pictures into {str(folder)!r}, or leave these questions out with --skip-missing "
             "(in lmms-eval LMMS_TEXTWEIGHTED_SKIP_MISSING=1)"
         )
-        raise InputError(f"{named}: {len(skipped)} of {len(questions)} pictures cannot be used: {listed}; {advice}")
+        raise InputError(f"{named}: {len(skipped)} of {len(questions)} pictures cannot be used: {advice}:{listed}")
     hashes = {question.id: checked[question.image].sha256 for question in usable if question.image}
     return QuestionSet(usable, skipped, sha256, hashes)
 

@@ -144,8 +144,8 @@ ERRORS = [
     # Data are looked at before the model is: it is not there either.
     (
         ["--question-file", "Q.json", "--image-folder", "images", "--model-path", "./nowhere"],
-        "question file 'Q.json': 2 of 2 pictures cannot be used: 'images/a.png' is missing (id 'a'), "
-        "'images/b.png' is missing (id 'b'); put the pictures into 'images', or leave these questions out",
+        "question file 'Q.json': 2 of 2 pictures cannot be used: put the pictures into 'images', or leave these "
+        "questions out",
     ),
     (["--task", "no_such_task", "--model-path", "./nowhere"], "unknown task 'no_such_task'"),
     (["--image-aspect-ratio", "sqare"], "did you mean 'square'?"),

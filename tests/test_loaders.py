@@ -30,6 +30,7 @@ from lmms_textweighted.loaders.processing import TagProcessor, llava_pieces
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.plan import make_plan
 from lmms_textweighted.prompts import Message, render, user_message
+from lmms_textweighted.pruner import prune
 from tests.checkpoints import make_checkpoint, make_tower
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -89,7 +90,6 @@ def outcomes(llava: PrunedLlava, batch: int) -> list[tuple[str, list[list[int]],
 
 def prefill_logits(llava: PrunedLlava) -> torch.Tensor:
     """[rows, V] of each conversation alone, pruned; the rows of the image token are left out."""
-    from lmms_textweighted.pruner import prune
 
     found = []
     for messages in conversations():
@@ -461,8 +461,9 @@ def test_a_pickle_that_runs_code_is_an_error_and_does_not_run(
     folder = make_checkpoint(tmp_path / "c", tower=tower, pickled=True, shards=1)
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save({**weights, "more": _Bomb()}, folder / "pytorch_model.bin", pickle_module=pickle)
-    with pytest.raises(CheckpointError, match="cannot be"):
+    with pytest.raises(CheckpointError, match="cannot be") as caught:
         load(str(folder), LoadOptions(loader=loader))
+    assert "False" not in str(caught.value)  # torch's own text says how to unpickle it all the same
     with pytest.raises(CheckpointError, match="cannot be"):
         convert(str(folder), tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
@@ -495,6 +496,54 @@ def test_a_missing_file_is_named(tower: Path, tmp_path: Path, loader: str) -> No
     gone.unlink()
     with pytest.raises(CheckpointError, match=gone.name):
         load(str(folder), LoadOptions(loader=loader))
+
+
+@pytest.mark.parametrize("index", ["{bad", "{}", '{"weight_map": 3}', "[]"])
+def test_an_index_that_is_none_is_named(tower: Path, tmp_path: Path, index: str) -> None:
+    folder = make_checkpoint(tmp_path / "c", tower=tower, shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    for loader in ("llava", "hf"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors.index.json' cannot be read"):
+            load(str(folder), LoadOptions(loader=loader))
+
+
+def test_a_grid_that_is_none_is_named(tower: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(
+        tmp_path / "c", tower=tower, anyres=True, config_changes={"image_grid_pinpoints": "[(56,112"}
+    )
+    for loader in ("llava", "hf"):
+        with pytest.raises(CheckpointError, match=r"image_grid_pinpoints='\[\(56,112'"):
+            load(str(folder), LoadOptions(loader=loader))
+
+
+def test_a_tower_of_another_width_is_refused(tower: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", tower=tower, config_changes={"mm_hidden_size": 1024})
+    for loader in ("llava", "hf"):
+        with pytest.raises(CheckpointError, match="is 16 wide, but the checkpoint's mm_hidden_size is 1024"):
+            load(str(folder), LoadOptions(loader=loader))
+
+
+def test_tags_around_pictures_are_refused_by_the_package_too(tower: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", tower=tower, config_changes={"mm_use_im_start_end": True})
+    with pytest.raises(CheckpointError, match="mm_use_im_start_end=True"):
+        load(str(folder), LoadOptions(loader="llava"))
+
+
+def test_everybody_may_read_what_was_converted(tower: Path, tmp_path: Path) -> None:
+    done = convert(str(make_checkpoint(tmp_path / "c", tower=tower)), tmp_path / "converted")
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in done.folder.rglob("*"))
+
+
+@pytest.mark.parametrize("loader", ["llava", "hf"])
+def test_what_the_processor_gives_is_what_generate_takes(tower: Path, tmp_path: Path, loader: str) -> None:
+    """README's "In Python", with one picture and keyword arguments alone, whatever the format."""
+    model, processor = load(str(make_checkpoint(tmp_path / "c", tower=tower)), LoadOptions(loader=loader))
+    inputs = processor(images=picture(60, 60), text="USER: <image>\nWhat ? ASSISTANT:", return_tensors="pt")
+    with prune(model, make_plan(keep_tokens=4)) as trace:
+        output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert trace.documents[0].kept_tokens == 4
+    new = output[0] if loader == "llava" else output[0, inputs["input_ids"].shape[1] :]
+    assert 1 <= len(new) <= 3
 
 
 @pytest.mark.parametrize(
@@ -533,14 +582,40 @@ def pieces_tokenizer(tower: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(["What", "is", "\n", "red", "A.", "?", "é", "汉", "\t", "USER:"]), max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["", "What", "is", "\n", "red", "A.", "?", "é", "汉", "\t", "USER:", "<image>"]), max_size=8
+    )
+)
 def test_a_tokenizer_model_gives_the_tokens_that_sentencepiece_gives(
     pieces_tokenizer: tuple[Any, Any], words: list[str]
 ) -> None:
-    # Not texts that begin with a space: there transformers 5 leaves out one of the two that sentencepiece makes.
     tokenizer, pieces = pieces_tokenizer
-    text = " ".join(words)
-    assert tokenizer(text)["input_ids"] == [pieces.bos_id(), *pieces.encode(text)]
+    first, *rest = " ".join(words).split("<image>")
+    expected = [pieces.bos_id(), *pieces.encode(first)]
+    for piece in rest:
+        expected += [-200, *pieces.encode(piece)]
+    assert llava_pieces(tokenizer, " ".join(words))[0] == expected
+
+
+def test_ranges_of_characters_are_those_of_the_text_also_behind_a_space(pieces_tokenizer: tuple[Any, Any]) -> None:
+    tokenizer, _ = pieces_tokenizer
+    prompt = "What <image> is red"
+    ids, spans = llava_pieces(tokenizer, prompt, offsets=True)
+    behind = [
+        prompt[start:end].strip() for i, (start, end) in zip(ids, spans, strict=True) if start >= 12 and i != -200
+    ]
+    assert "".join(behind) == "isred"
+
+
+def test_a_checkpoint_without_a_tokenizer_is_an_error(tower: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", tower=tower, sentence_piece=True)
+    (folder / "tokenizer.model").unlink()
+    for loader in ("llava", "hf"):
+        with pytest.raises(CheckpointError, match="has no tokenizer"):
+            load(str(folder), LoadOptions(loader=loader))
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        convert(str(folder), tmp_path / "converted")
 
 
 def test_line_breaks_behind_a_picture_are_kept(pieces_tokenizer: tuple[Any, Any]) -> None:
@@ -568,7 +643,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PrunedLlava]
 
 @pytest.mark.parametrize("strategy", ["none", "text_weighted", "fastv", "random"])
 def test_the_embedded_model_is_the_same_in_both_formats(embedded: dict[str, PrunedLlava], strategy: str) -> None:
-    from lmms_textweighted.pruner import prune
+
     from lmms_textweighted.tiny.testset import load_testset
 
     documents = load_testset().select(range(0, 40, 5))

@@ -274,5 +274,7 @@ def test_the_real_command_ends_with_one_line(files, model):
     done = lmms_eval(files, *model, "--tasks", "mcq_local", environment=FILES)
     assert done.code == 1
     assert "Traceback" not in done.output
-    (line,) = [line for line in done.output.splitlines() if line.startswith("lmms-textweighted:")]
-    assert "1 of 12 pictures cannot be used: 'images/4.png' is broken: " in line
+    lines = done.output.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if line.startswith("lmms-textweighted:")]
+    assert "1 of 12 pictures cannot be used: " in lines[place]
+    assert lines[place + 1].startswith("  'images/4.png' is broken: ")

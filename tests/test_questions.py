@@ -34,13 +34,13 @@ def picture(path, size=(8, 6)):
     return path
 
 
-def read_error(*arguments, **options):
-    """The message of the InputError: one line that names the question file."""
+def read_error(*arguments, lines=1, **options):
+    """The message of the InputError: so many lines, the first of which names the question file."""
     with pytest.raises(InputError) as caught:
         read_questions(*arguments, **options)
     message = str(caught.value)
-    assert "\n" not in message
-    assert "Q.json" in message
+    assert message.count("\n") == lines - 1
+    assert "Q.json" in message.splitlines()[0]
     return message
 
 
@@ -256,7 +256,7 @@ def folder_of_pictures(tmp_path):
 
 def test_missing_and_broken_pictures_are_listed_at_once(tmp_path):
     path, images, bad = folder_of_pictures(tmp_path)
-    message = read_error(path, images)
+    message = read_error(path, images, lines=1 + len(bad))
     assert f"{len(bad)} of 12 pictures cannot be used" in message
     for name in bad:
         assert f"{str(images / name)!r}" in message
@@ -278,7 +278,7 @@ def test_missing_and_broken_pictures_are_listed_at_once(tmp_path):
 def test_truncated_pictures_are_found_although_lmms_eval_lets_pillow_fill_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     path, images, bad = folder_of_pictures(tmp_path)
-    assert f"{len(bad)} of 12 pictures" in read_error(path, images)
+    assert f"{len(bad)} of 12 pictures" in read_error(path, images, lines=1 + len(bad))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
@@ -293,17 +293,21 @@ def test_unusable_pictures_can_be_left_out(tmp_path):
 def test_leaving_out_everything_is_an_error(tmp_path):
     (tmp_path / "images").mkdir()
     path = write(tmp_path, [entry("a", image="a.png"), entry("b", image="b.png")])
-    message = read_error(path, tmp_path / "images", skip_missing=True)
+    message = read_error(path, tmp_path / "images", lines=3, skip_missing=True)
     assert "2 of 2 pictures cannot be used" in message
     assert "--skip-missing" not in message
 
 
-def test_a_long_list_is_cut(tmp_path):
+def test_every_missing_picture_is_listed_on_a_line_of_its_own(tmp_path):
     path = write(tmp_path, [entry(number, image=f"{number}.png") for number in range(33)])
-    message = read_error(path, tmp_path)
-    assert "33 of 33 pictures" in message
-    assert message.count("is missing") == 20
-    assert "… and 13 more" in message
+    first, *listed = read_error(path, tmp_path, lines=34).splitlines()
+    assert "33 of 33 pictures" in first
+    assert [line.split("(id ")[1] for line in listed] == [f"'{number}')" for number in range(33)]
+
+
+def test_a_long_list_of_repeated_ids_is_cut(tmp_path):
+    message = read_error(write(tmp_path, [entry(number // 2) for number in range(66)]), None)
+    assert "'19', … and 13 more" in message
 
 
 def test_the_image_folder_must_be_there(tmp_path):

@@ -93,6 +93,7 @@ class LlavaTextweighted(lmms):
         model = self.llava.model
         return {
             **self.settings.resolved(),
+            "loader": self.llava.loader,
             "conv_template": self.llava.template,
             "image_aspect_ratio": self.llava.image_aspect_ratio,
             "dtype": str(model.dtype).removeprefix("torch."),

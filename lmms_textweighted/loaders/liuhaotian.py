@@ -33,10 +33,12 @@ from lmms_textweighted.prompts import IMAGE_TAG
 
 # Architecture -> the decoder's model_type in transformers.
 DECODERS = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
+_QWEN = "LlavaQwenForCausalLM"  # LLaVA-NeXT's package has it
 # Written into a converted config: how many rows of the embedding the original had, without a row for the image token.
 VOCABULARY_KEY = "liuhaotian_vocab_size"
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 SELECT_FEATURE = {"patch": "default", "cls_patch": "full"}
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -84,15 +86,27 @@ def find_tower(folder: Path, config: dict[str, Any], stated: str | None) -> Towe
     if path == "None":
         raise CheckpointError(f"checkpoint {str(folder)!r} names no mm_vision_tower: give vision_tower=FOLDER")
     try:
-        return Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
+        tower = Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
     except LOAD_ERRORS as error:
         raise CheckpointError(
             f"vision tower {path!r} cannot be read ({first_line(error)}): give vision_tower=FOLDER, a local CLIP folder"
         ) from error
+    width = config.get("mm_hidden_size", tower.config.hidden_size)
+    if tower.config.hidden_size != width:
+        raise CheckpointError(
+            f"vision tower {path!r} is {tower.config.hidden_size} wide, but the checkpoint's mm_hidden_size is "
+            f"{width}: give vision_tower=FOLDER, the CLIP that it was trained with"
+        )
+    return tower
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's tokenizer, padding on the left. Raises CheckpointError when there is none."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        # Without a file transformers would make a tokenizer of three tokens.
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has no tokenizer ({', '.join(_TOKENIZERS)}): is the download whole?"
+        )
     # By its file: the config's model_type misleads AutoTokenizer, which then drops line breaks without a word.
     kind = AutoTokenizer if (folder / "tokenizer.json").is_file() else LlamaTokenizer
     try:
@@ -126,9 +140,16 @@ def aspect_ratio(config: dict[str, Any], stated: str | None) -> str:
 
 def grid_pinpoints(config: dict[str, Any]) -> Any:
     """The grid's resolutions as [width, height] pairs, whether the config has a list or its text; LLaVA-NeXT's ranges
-    stay text; None without a grid."""
+    stay text; None without a grid. Raises CheckpointError for a text that is neither."""
     given = config.get("image_grid_pinpoints")
-    return ast.literal_eval(given) if isinstance(given, str) and "x" not in given else given
+    if not isinstance(given, str) or "x" in given:
+        return given
+    try:
+        return ast.literal_eval(given)
+    except (ValueError, SyntaxError) as error:
+        raise CheckpointError(
+            f"the checkpoint has image_grid_pinpoints={given[:80]!r}: needed are [width, height] pairs"
+        ) from error
 
 
 def load(pretrained: str, folder: Path, config: dict[str, Any], options: LoadOptions) -> Loaded:
@@ -185,14 +206,15 @@ def to_hf_config(
     }
     for name, value in wrong.items():
         if value is not None:
+            unsupported = name == "mm_use_im_start_end" or (name == "architectures" and value != _QWEN)
+            advice = "not supported" if unsupported else "load it with the llava package (loader=llava)"
             raise CheckpointError(
-                f"checkpoint {pretrained!r} has {name}={value!r}, which transformers' LLaVA does not know: "
-                f"load it with the llava package (loader=llava)"
+                f"checkpoint {pretrained!r} has {name}={value!r}, which transformers' LLaVA does not know: {advice}"
             )
     decoder = DECODERS[architecture]
     known = set(AutoConfig.for_model(decoder).to_dict()) | {"rope_theta", "rope_scaling"}
     dropped = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "vocab_size"}
-    text = {name: value for name, value in config.items() if name in known - dropped}
+    text = {name: value for name, value in config.items() if name in known - dropped and value is not None}
     rows = weights["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in weights else 0
     stored = next(iter(weights.values())).dtype  # what dtype=auto means: configs may say another
     text_config = AutoConfig.for_model(decoder, **text, vocab_size=max(rows, image_token + 1), dtype=stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -27,7 +28,7 @@ from lmms_textweighted.loaders.liuhaotian import (
     load_tokenizer,
 )
 from lmms_textweighted.loaders.processing import TagProcessor
-from lmms_textweighted.loaders.weights import LOAD_ERRORS, notice_pickles, read_weights, stored_dtype
+from lmms_textweighted.loaders.weights import LOAD_ERRORS, load_problem, notice_pickles, read_weights, stored_dtype
 from lmms_textweighted.splice.base import replaced
 from lmms_textweighted.splice.llava import take_cache_by_its_name
 
@@ -58,6 +59,10 @@ def load(pretrained: str, folder: Path, config: dict[str, Any], options: LoadOpt
     package that will not, InputError where there is none."""
     architecture = (config.get("architectures") or ["LlavaLlamaForCausalLM"])[0]
     model_class, config_class = _classes(pretrained, architecture)
+    if config.get("mm_use_im_start_end"):
+        raise CheckpointError(
+            f"checkpoint {pretrained!r} has mm_use_im_start_end=True: tags around every picture are not supported"
+        )
     tower = find_tower(folder, config, options.vision_tower)
     notice_pickles(folder)
     ratio = aspect_ratio(config, options.image_aspect_ratio)
@@ -76,11 +81,11 @@ def load(pretrained: str, folder: Path, config: dict[str, Any], options: LoadOpt
     try:
         with quiet_transformers():  # a tower inside the checkpoint would be a long list of unexpected names
             model, info = model_class.from_pretrained(folder, config=settings, output_loading_info=True, **arguments)
-        own_tower = model.get_vision_tower()
-        if not own_tower.is_loaded:
-            own_tower.load_model()
+            own_tower = model.get_vision_tower()
+            if not own_tower.is_loaded:
+                own_tower.load_model()
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {load_problem(error)}") from error
     except (TypeError, AttributeError) as error:  # LLaVA-NeXT's Mistral and Qwen take their configs' rope away
         raise PackageError(_not_working(architecture, error)) from error
     check_complete(pretrained, info["missing_keys"])
@@ -100,7 +105,19 @@ def load(pretrained: str, folder: Path, config: dict[str, Any], options: LoadOpt
         raise InputError(f"image_aspect_ratio is {ratio!r}, which LLaVA-NeXT's llava package knows, this one does not")
     # For good: the model is ours, and must also generate where nothing is pruned.
     take_cache_by_its_name(model)
+    _generate_from_input_ids(model)
     return Loaded(options.place(model), processor)
+
+
+def _generate_from_input_ids(model: Any) -> None:
+    """Let `generate` take the processor's `input_ids`, as transformers' models do; the package calls them inputs."""
+    generate = model.generate
+
+    @functools.wraps(generate)
+    def renamed(inputs: Any = None, *args: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        return generate(input_ids if inputs is None else inputs, *args, **kwargs)
+
+    model.generate = renamed
 
 
 def _classes(pretrained: str, architecture: str) -> tuple[Any, Any]:
@@ -110,7 +127,8 @@ def _classes(pretrained: str, architecture: str) -> tuple[Any, Any]:
         )
     if architecture not in _MODULES:
         raise CheckpointError(
-            f"checkpoint {pretrained!r} has the architecture {architecture!r}: known are {', '.join(_MODULES)}"
+            f"checkpoint {pretrained!r} has the architecture {architecture!r}, which is not supported: known are "
+            f"{', '.join(_MODULES)}"
         )
     name, config_name = _MODULES[architecture]
     # At every step it hands the KV cache on under its old name, of which transformers 5.24 warns.
@@ -124,10 +142,9 @@ def _classes(pretrained: str, architecture: str) -> tuple[Any, Any]:
 
 
 def _not_working(architecture: str, error: Exception) -> str:
-    return (
-        f"the installed llava package has no working {architecture} with this transformers ({first_line(error)}): "
-        f"loader=hf, or {HOW_TO_GET_IT}"
-    )
+    advice = "install LLaVA-NeXT's" if "Qwen" in architecture else f"loader=hf, or {HOW_TO_GET_IT}"
+    problem = f"has no working {architecture} with this transformers ({first_line(error)})"
+    return f"the installed llava package {problem}: {advice}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import torch
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import BatchFeature
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
@@ -40,7 +41,7 @@ class LiuhaotianProcessor:
         return check_aspect_ratio(name)
 
     def __call__(self, images: Any = None, text: Any = None, **_: Any) -> BatchFeature:
-        """Model inputs of a batch of prompts, padded on the left. images: one flat list, or a list a prompt."""
+        """Model inputs of a batch of prompts, padded on the left. images: one, a flat list, or a list a prompt."""
         raise NotImplementedError
 
     @property
@@ -67,11 +68,12 @@ class LiuhaotianProcessor:
         changed.image_aspect_ratio = self.check_aspect_ratio(aspect_ratio)
         return changed
 
-    def _read(self, images: Sequence[Any] | None, text: Any) -> tuple[list[list[int]], list[Any]]:
-        """(each prompt's ids with its tags, the pictures), from a flat list of pictures or one list a prompt."""
+    def _read(self, images: Any, text: Any) -> tuple[list[list[int]], list[Any]]:
+        """(each prompt's ids with its tags, the pictures), from a picture, a flat list of them or one list a prompt."""
         prompts = [text] if isinstance(text, str) else text
         rows = [llava_pieces(self.tokenizer, prompt)[0] for prompt in prompts]
-        flat = [image for entry in images or [] for image in (entry if isinstance(entry, list | tuple) else [entry])]
+        given = images if isinstance(images, list | tuple) else [] if images is None else [images]
+        flat = [image for entry in given for image in (entry if isinstance(entry, list | tuple) else [entry])]
         _check_count(rows, len(flat))
         return rows, flat
 
@@ -149,9 +151,7 @@ def llava_pieces(tokenizer: Any, prompt: str, *, offsets: bool = False) -> tuple
     spans: list[tuple[int, int]] = []
     start = 0
     for number, piece in enumerate(prompt.split(IMAGE_TAG)):
-        encoded = tokenizer(piece, return_offsets_mapping=True) if offsets else tokenizer(piece)
-        found = encoded["input_ids"]
-        ranges = encoded["offset_mapping"] if offsets else [(0, 0)] * len(found)
+        found, ranges = _encoded(tokenizer, piece, offsets)
         if number:
             ids.append(IMAGE_TAG_ID)
             spans.append((start - len(IMAGE_TAG), start))
@@ -161,6 +161,21 @@ def llava_pieces(tokenizer: Any, prompt: str, *, offsets: bool = False) -> tuple
         spans += [(start + first, start + last) for first, last in ranges]
         start += len(piece) + len(IMAGE_TAG)
     return ids, spans
+
+
+def _encoded(tokenizer: Any, text: str, offsets: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """A text's ids and their ranges of characters.
+
+    sentencepiece puts its `▁` in front of every text. The backend that transformers makes of a `tokenizer.model` leaves
+    it out where the text begins with a space, so there a second space is given.
+    """
+    before = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    extra = int(text.startswith(" ") and isinstance(before, Metaspace) and before.prepend_scheme != "never")
+    encoded = tokenizer(" " * extra + text, return_offsets_mapping=offsets)
+    ids = encoded["input_ids"]
+    if not offsets:
+        return ids, [(0, 0)] * len(ids)
+    return ids, [(max(0, first - extra), max(0, last - extra)) for first, last in encoded["offset_mapping"]]
 
 
 def takes_pictures(tokenizer: Any) -> bool:

@@ -25,7 +25,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in (_SAFETENSORS, _BIN):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = _listed(index)
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise CheckpointError(
@@ -35,6 +35,24 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     raise CheckpointError(f"checkpoint {str(folder)!r} has no weights: neither {_SAFETENSORS} nor {_BIN}")
+
+
+def _listed(index: Path) -> list[str]:
+    """The files that an index names. Raises CheckpointError when it is none."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"index {str(index)!r} cannot be read: is the download whole?") from error
+
+
+def load_problem(error: BaseException) -> str:
+    """What kept weights from being loaded, in one line.
+
+    torch's own text for a refused pickle says how to unpickle it all the same.
+    """
+    if "weights_only" in str(error):
+        return "it holds more than tensors, and is not unpickled further: get its safetensors"
+    return first_line(error)
 
 
 def notice_pickles(folder: Path) -> None:
@@ -70,4 +88,4 @@ def _read_file(path: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Ten
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"weights {str(path)!r} cannot be read: {first_line(error)}") from error
+        raise CheckpointError(f"weights {str(path)!r} cannot be read: {load_problem(error)}") from error
