@@ -5,7 +5,7 @@ LLAVA := llava-torch==1.2.2.post1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast bench lint format clean
+.PHONY: demo test test-fast regress bench lint format clean
 
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
 	mkdir -p demo
@@ -15,11 +15,14 @@ demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: tabl
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
 		--output-dir demo/sweep
 
-test: lint  ## ruff, mypy and the whole test suite
+test: lint regress  ## ruff, mypy, the regression subset and the whole test suite
 	$(BIN)/python -m pytest
 
 test-fast: .venv/.tested  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+regress: .venv/.tested  ## 48 documents against baselines/tiny.json; see docs/regress.md
+	$(BIN)/lmms-textweighted regress --baseline baselines/tiny.json
 
 bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
 	$(BIN)/python -W ignore -m benchmarks
