@@ -5,7 +5,7 @@ LLAVA := llava-torch==1.2.2.post1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast bench lint format clean
+.PHONY: demo test test-fast regress bench lint format clean
 
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
 	mkdir -p demo
@@ -18,11 +18,14 @@ demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: tabl
 # Two or more processes with a thread each: small models gain little from more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-test: lint  ## ruff, mypy and the whole test suite
+test: lint regress  ## ruff, mypy, the regression subset and the whole test suite
 	$(PYTEST)
 
 test-fast: .venv/.tested  ## the tests that take seconds
 	$(PYTEST) -m "not slow"
+
+regress: .venv/.tested  ## 48 documents against baselines/tiny.json; see docs/regress.md
+	$(BIN)/lmms-textweighted regress --baseline baselines/tiny.json
 
 bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
 	$(BIN)/python -W ignore -m benchmarks

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class TextweightedError(ValueError):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. exit_code: the command line's."""
+
+    exit_code = 1
 
 
 def first_line(error: BaseException) -> str:
@@ -38,3 +40,9 @@ class CheckpointError(TextweightedError):
 
 class InputError(TextweightedError):
     """A question, picture, option or folder that cannot be used."""
+
+
+class NotComparableError(TextweightedError):
+    """What `regress` cannot compare: no verdict, as opposed to a regression, which is exit code 1."""
+
+    exit_code = 2

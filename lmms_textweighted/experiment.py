@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import datasets
-import transformers
-from loguru import logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,6 +18,7 @@ from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
+from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
 from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
@@ -128,7 +125,7 @@ class _Seen:
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
     """Run the sweep and write its files; returns the JSON's content."""
     console = Console()
-    _quiet()
+    quiet_libraries()
     documents = _documents(experiment)  # wrong data should cost no loading of a model
     decoding = documents.decoding
     model, processor = load(experiment.model_path, experiment.load_options)
@@ -258,14 +255,6 @@ def _table(data: dict[str, Any]) -> Table:
             row.append(f"{block['accuracies'][block['tokens'].index(budget)]:.1%}" if budget in block["tokens"] else "")
         table.add_row(*row)
     return table
-
-
-def _quiet() -> None:
-    """One progress bar is enough: silence those of the libraries, and lmms-eval's debug lines."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING")
 
 
 def _whole(name: str, value: Any) -> Any:
