@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmms_textweighted.compare.records import Figures
 from lmms_textweighted.compare.table import Cell, Column, Comparison, Row
 from lmms_textweighted.errors import InputError, unknown
 
 SAME = "≈"  # not significantly different from the reference
 NONE = "–"
-_FIXED = ("method", "tokens", "equivalent", "FLOPs", "KV")
 
 
 def render(comparison: Comparison, format: str) -> str:
@@ -53,7 +53,9 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         parts.append(columns[:size])
         columns = columns[size:]
     for place, part in enumerate(parts):
-        console.print(_table(comparison, part, place == len(parts) - 1))
+        table = _table(comparison, part, place == len(parts) - 1)
+        table.title = "FORCED: not comparable, see below" if comparison.forced else None
+        console.print(table)
     for line in _footer(comparison):
         console.print(line, markup=False, highlight=False)
 
@@ -65,16 +67,19 @@ def _terminal(comparison: Comparison) -> str:
 
 
 def _width(comparison: Comparison, columns: Sequence[Column], last: bool, console: Console) -> int:
-    return console.measure(_table(comparison, columns, last)).minimum
+    return console.measure(_table(comparison, columns, last), options=console.options.update(width=10_000)).maximum
 
 
 def _table(comparison: Comparison, columns: Sequence[Column], last: bool) -> Table:
-    table = Table(title="comparison" + (" (FORCED)" if comparison.forced else ""))
-    for heading in _FIXED:
-        left = heading == "method"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    table = Table()
+    for heading in _fixed(comparison):
+        if heading == "method":
+            table.add_column(heading, overflow="fold", max_width=34)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(f"{column.task}\n{_unit(column)}", justify="right", no_wrap=True)
+        heading = f"{column.task}\n{_unit(column)}".replace("+", "+\n").replace(", ", "\n")
+        table.add_column(heading, justify="right", no_wrap=True)
     if last:
         table.add_column(_average_heading(comparison).replace(", ", "\n"), justify="right", no_wrap=True)
     published = False
@@ -83,12 +88,12 @@ def _table(comparison: Comparison, columns: Sequence[Column], last: bool) -> Tab
             table.add_section()
             published = True
         cells = [_stacked(row.cells.get(column.task)) for column in columns]
-        table.add_row(*_start(row), *cells, *([_stacked(row.average)] if last else []))
+        table.add_row(*_start(comparison, row), *cells, *([_stacked(row.average)] if last else []))
     return table
 
 
 def _markdown(comparison: Comparison) -> str:
-    headings = [*_FIXED, *(f"{c.task} ({_unit(c)})" for c in comparison.columns), _average_heading(comparison)]
+    headings = _headings(comparison)
     lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
     for row in comparison.rows:
         lines.append("| " + " | ".join(_pipe(text) for text in _texts(comparison, row)) + " |")
@@ -97,7 +102,7 @@ def _markdown(comparison: Comparison) -> str:
 
 def _latex(comparison: Comparison) -> str:
     columns = comparison.columns
-    headings = [*_FIXED, *(f"{c.task} ({_unit(c)})" for c in columns), _average_heading(comparison)]
+    headings = _headings(comparison)
     lines = [f"% {line}" for line in _footer(comparison)]
     lines += [
         r"\begin{tabular}{l" + "r" * (len(headings) - 1) + "}",
@@ -110,7 +115,8 @@ def _latex(comparison: Comparison) -> str:
         if row.published and not published:
             lines.append(r"\hline")
             published = True
-        texts = [_start(row)[0] + (" (published)" if row.published else ""), *_start(row)[1:]]
+        method, *rest = _start(comparison, row)
+        texts = [method + (" (published)" if row.published else ""), *rest]
         cells = [_latex_cell(row.cells.get(c.task)) for c in columns] + [_latex_cell(row.average)]
         lines.append(" & ".join([*map(_escape, texts), *cells]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
@@ -151,17 +157,24 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".txt": "terminal"}
 
 
-def _start(row: Row) -> list[str]:
-    """Method, tokens kept, equivalent tokens, FLOPs and KV cache."""
-    figures = row.figures
-    flops = NONE if figures.flops_ratio is None else f"{figures.flops_ratio:.0%}"
-    kv = NONE if figures.kv_bytes is None else _bytes(figures.kv_bytes)
+def _headings(comparison: Comparison) -> list[str]:
+    tasks = [f"{column.task} ({_unit(column)})" for column in comparison.columns]
+    return [*_fixed(comparison), *tasks, _average_heading(comparison)]
+
+
+def _fixed(comparison: Comparison) -> list[str]:
+    """The method and those figures of the budget that any row has."""
+    return ["method", *(name for name, text in _FIGURES.items() if any(text(r.figures) for r in comparison.rows))]
+
+
+def _start(comparison: Comparison, row: Row) -> list[str]:
+    """A row's method and the figures of its budget."""
     method = row.method + (" (reference)" if row.reference else "")
-    return [method, _count(figures.kept), _count(figures.equivalent), flops, kv]
+    return [method, *(_FIGURES[name](row.figures) or NONE for name in _fixed(comparison)[1:])]
 
 
 def _texts(comparison: Comparison, row: Row) -> list[str]:
-    method, *rest = _start(row)
+    method, *rest = _start(comparison, row)
     method += " (published)" if row.published else ""
     return [method, *rest, *(_line(row.cells.get(c.task)) for c in comparison.columns), _line(row.average)]
 
@@ -207,7 +220,7 @@ def _footer(comparison: Comparison) -> list[str]:
 
 
 def _average_heading(comparison: Comparison) -> str:
-    return "average" + ("" if comparison.base is None else f", % of {comparison.base}")
+    return f"average, % of {comparison.base or 'unpruned'}"
 
 
 def _unit(column: Column) -> str:
@@ -215,15 +228,32 @@ def _unit(column: Column) -> str:
 
 
 def _count(value: float | None) -> str:
-    return NONE if value is None else f"{value:.0f}" if math.isclose(value, round(value)) else f"{value:.1f}"
+    if value is None:
+        return ""
+    return f"{value:.0f}" if math.isclose(value, round(value)) else f"{value:.1f}"
 
 
-def _bytes(value: float) -> str:
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return ""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+# Heading -> a figure of the budget as text, empty where it is not known.
+_FIGURES: dict[str, Callable[[Figures], str]] = {
+    "tokens": lambda figures: _count(figures.kept),
+    "equivalent": lambda figures: _count(figures.equivalent),
+    "FLOPs": lambda figures: _share(figures.flops_ratio),
+    "KV": lambda figures: _bytes(figures.kv_bytes),
+}
 
 
 def _pipe(text: Any) -> str:
