@@ -57,6 +57,8 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
     )
     answered = sum(len(result.documents) for result in tasks.values())
     known = sum("kept_tokens" in record for record in counts)
+    if not ours:
+        run.notes.append(f"{model} is not a model of this project: taken as unpruned")
     if ours and known < answered:
         run.notes.append(f"budget figures are of {known} of {answered} documents: the others came from a cache")
     return run

@@ -44,18 +44,21 @@ def choose_format(format: str | None, output: Path | None) -> str:
 def show(comparison: Comparison, console: Console | None = None) -> None:
     """Print the table to the terminal: in parts, a few tasks each, where it is too wide for one."""
     console = console or Console()
-    columns = list(comparison.columns)
-    parts: list[list[Column]] = []
-    while columns or not parts:
-        size = max(1, len(columns))
-        while size > 1 and _width(comparison, columns[:size], size == len(columns), console) > console.width:
+    wide = console.options.update(width=10_000)
+
+    def fits(table: Table) -> bool:
+        return console.measure(table, options=wide).maximum <= console.width
+
+    left, parts = list(comparison.columns), 0
+    average = True  # still to be shown
+    while left or average:
+        size = len(left)
+        whole = fits(_table(comparison, left, figures=not parts, average=True))
+        while not whole and size > 1 and not fits(_table(comparison, left[:size], figures=not parts, average=False)):
             size -= 1
-        parts.append(columns[:size])
-        columns = columns[size:]
-    for place, part in enumerate(parts):
-        table = _table(comparison, part, place == len(parts) - 1)
-        table.title = "FORCED: not comparable, see below" if comparison.forced else None
-        console.print(table)
+        console.print(_table(comparison, left[:size], figures=not parts, average=whole or not left))
+        average = not (whole or not left)
+        left, parts = left[size:], parts + 1
     for line in _footer(comparison):
         console.print(line, markup=False, highlight=False)
 
@@ -66,29 +69,24 @@ def _terminal(comparison: Comparison) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def _width(comparison: Comparison, columns: Sequence[Column], last: bool, console: Console) -> int:
-    return console.measure(_table(comparison, columns, last), options=console.options.update(width=10_000)).maximum
-
-
-def _table(comparison: Comparison, columns: Sequence[Column], last: bool) -> Table:
-    table = Table()
-    for heading in _fixed(comparison):
-        if heading == "method":
-            table.add_column(heading, overflow="fold", max_width=34)
-        else:
-            table.add_column(heading, justify="right", no_wrap=True)
+def _table(comparison: Comparison, columns: Sequence[Column], *, figures: bool, average: bool) -> Table:
+    table = Table(title="FORCED: not comparable, see below" if comparison.forced else None)
+    fixed = _fixed(comparison) if figures else ["method"]
+    table.add_column("method", overflow="fold", max_width=34)
+    for heading in fixed[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for column in columns:
         heading = f"{column.task}\n{_unit(column)}".replace("+", "+\n").replace(", ", "\n")
         table.add_column(heading, justify="right", no_wrap=True)
-    if last:
+    if average:
         table.add_column(_average_heading(comparison).replace(", ", "\n"), justify="right", no_wrap=True)
-    published = False
+    before: Row | None = None
     for row in comparison.rows:
-        if row.published and not published:
+        if before is not None and _group(row) != _group(before):
             table.add_section()
-            published = True
+        before = row
         cells = [_stacked(row.cells.get(column.task)) for column in columns]
-        table.add_row(*_start(comparison, row), *cells, *([_stacked(row.average)] if last else []))
+        table.add_row(*_start(comparison, row)[: len(fixed)], *cells, *([_stacked(row.average)] if average else []))
     return table
 
 
@@ -110,11 +108,11 @@ def _latex(comparison: Comparison) -> str:
         " & ".join(map(_escape, headings)) + r" \\",
         r"\hline",
     ]
-    published = False
+    before: Row | None = None
     for row in comparison.rows:
-        if row.published and not published:
+        if before is not None and _group(row) != _group(before):
             lines.append(r"\hline")
-            published = True
+        before = row
         method, *rest = _start(comparison, row)
         texts = [method + (" (published)" if row.published else ""), *rest]
         cells = [_latex_cell(row.cells.get(c.task)) for c in columns] + [_latex_cell(row.average)]
@@ -171,6 +169,12 @@ def _start(comparison: Comparison, row: Row) -> list[str]:
     """A row's method and the figures of its budget."""
     method = row.method + (" (reference)" if row.reference else "")
     return [method, *(_FIGURES[name](row.figures) or NONE for name in _fixed(comparison)[1:])]
+
+
+def _group(row: Row) -> tuple[bool, float | None]:
+    """Rows of one budget stand together; published ones by themselves."""
+    kept = row.figures.kept
+    return row.published, None if row.published or kept is None else round(kept)
 
 
 def _texts(comparison: Comparison, row: Row) -> list[str]:
