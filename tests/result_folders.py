@@ -72,10 +72,9 @@ def write_run(
     place.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     for task, values in scores.items():
-        plain = [one["score"] if isinstance(one, dict) else one for one in values]
         aggregate = (value or {}).get(task)
         if aggregate is None:
-            aggregate = sum(plain) / len(plain)
+            aggregate = sum(one["score"] if isinstance(one, dict) else one for one in values) / len(values)
         results[task] = {
             "alias": task,
             "kept_image_tokens,none": float(keep),  # our pruning figures are no scores, wherever they stand

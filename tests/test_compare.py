@@ -159,6 +159,32 @@ def test_an_aggregate_that_is_no_mean_has_no_interval_and_says_why(tmp_path):
     assert comparison.rows[1].average.low is None
 
 
+def seed_record(hit, number):
+    return {"pred": "B" if hit else "A", "answer": "b", "question_id": str(number)}
+
+
+def mmmu_record(hit, number):
+    """Multiple choice and open questions, as mmmu's own process_results logs them."""
+    if number % 2:
+        return {"id": f"validation_Art_{number}", "subdomain": "Art", "question_type": "multiple-choice", "answer": "B",
+                "parsed_pred": ["B" if hit else "C"]}  # fmt: skip
+    return {"id": f"validation_Math_{number}", "subdomain": "Math", "question_type": "open", "answer": "2.5",
+            "parsed_pred": [[2.5] if hit else [3.5]]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "record"), [("seed_image", seed_record), ("mmmu_acc", mmmu_record)])
+def test_answers_that_are_logged_without_a_score_are_judged_by_the_task(tmp_path, metric, record):
+    for name, strategy, scores in (("a", "none", hits(0.8)), ("b", "fastv", hits(0.6, 1))):
+        records = [record(hit, number) for number, hit in enumerate(scores)]
+        write_run(
+            tmp_path / name, {"x": records}, strategy=strategy, metric=metric, value={"x": round(np.mean(scores), 5)}
+        )
+    cell = cells(compare_runs([tmp_path]), "x")["fastv@64"]
+    assert cell.p == pytest.approx(paired_test(hits(0.6, 1), hits(0.8)).p)
+    low, high = mean_interval(hits(0.6, 1))
+    assert (cell.low, cell.high) == pytest.approx((100 * low, 100 * high))
+
+
 def test_percentages_and_shares_print_alike(tmp_path):
     """Some tasks give 0 to 1, others the same times 100."""
     scores = hits(0.8)
