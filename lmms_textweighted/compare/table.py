@@ -130,7 +130,8 @@ def add_averages(rows: list[Row], runs: list[Run], base: int, columns: list[Colu
             continue
         mean = 100 * sum(ratios) / len(ratios)
         half = 100 * _Z * math.sqrt(variance) / len(ratios)
-        known = half > 0 and math.isfinite(half)  # equal answers have no spread: no interval rather than a wrong one
+        # Equal answers have no spread: no interval rather than one of no width.
+        known = half > 1e-9 and math.isfinite(half)
         row.average = Cell(mean, mean - half if known else None, mean + half if known else None)
 
 
