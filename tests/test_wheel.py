@@ -40,13 +40,13 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
     assert wheel.stat().st_size <= 15 * 2**20
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (
-        "lmms_textweighted/configs/published/fastv_192.yaml",
-        "lmms_textweighted/compare/statistics.py",
         "lmms_textweighted/tiny/checkpoint/model.safetensors",
         "lmms_textweighted/tasks/shapes_mcq/scenes_test.jsonl",
         "lmms_textweighted/tasks/shapes_mcq/_shapes_mcq.yaml",
         "lmms_textweighted/tasks/scienceqa_img_rank/scienceqa_img_rank.yaml",
         "lmms_textweighted/configs/experiment.yaml",
+        "lmms_textweighted/configs/published/fastv_192.yaml",
+        "lmms_textweighted/compare/statistics.py",
     ):
         assert needed in names
     assert not [name for name in names if name.startswith(("tests/", "tasks/", "configs/"))]
