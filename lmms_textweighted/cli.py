@@ -15,6 +15,7 @@ import yaml
 
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.paths import data_folder
+from lmms_textweighted.processes import named
 
 app = typer.Typer(
     name="lmms-textweighted",
@@ -191,5 +192,5 @@ def main() -> None:
     try:
         app()
     except TextweightedError as error:
-        print(f"lmms-textweighted: {error}", file=sys.stderr)
+        print(f"lmms-textweighted: {named(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None

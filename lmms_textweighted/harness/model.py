@@ -30,6 +30,7 @@ from lmms_textweighted.harness.traces import TraceStore, leave_current, make_cur
 from lmms_textweighted.inference import Answer, PrunedLlava
 from lmms_textweighted.loaders import load, weights_fingerprint
 from lmms_textweighted.plan import Plan
+from lmms_textweighted.processes import check_joined, placed
 from lmms_textweighted.prompts import Message, make_message, user_message
 
 
@@ -58,6 +59,7 @@ class LlavaTextweighted(lmms):
                 logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
             self.settings = Settings.parse(arguments)
             self.accelerator = Accelerator()
+            check_joined(self.accelerator)
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
             layers = self.llava.model.config.get_text_config().num_hidden_layers
@@ -75,9 +77,7 @@ class LlavaTextweighted(lmms):
             logger.info(f"llava_textweighted settings: {json.dumps(self.run_settings)}")
 
     def _load(self) -> PrunedLlava:
-        options = self.settings.load_options()
-        if options.device is None and self.accelerator.num_processes > 1 and not options.device_map:
-            options = type(options)(**{**vars(options), "device": str(self.accelerator.device)})
+        options = placed(self.settings.load_options(), self.accelerator)
         model, processor = load(self.settings.pretrained, options)
         return PrunedLlava(
             model,

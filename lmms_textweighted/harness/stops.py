@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmms_textweighted.errors import describe
+from lmms_textweighted.processes import named
 
 
 class RunEnded(SystemExit):
-    """Ends the process with one line and exit code 1."""
+    """Ends the process with one line and exit code 1. The launcher then ends the other processes."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"lmms-textweighted: {message}")
+        super().__init__(f"lmms-textweighted: {named(message)}")
 
 
 @contextmanager
