@@ -16,6 +16,7 @@ import yaml
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.processes import named
+from lmms_textweighted.watch import tell_others
 
 app = typer.Typer(
     name="lmms-textweighted",
@@ -192,5 +193,6 @@ def main() -> None:
     try:
         app()
     except TextweightedError as error:
+        tell_others(str(error))
         print(f"lmms-textweighted: {named(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None

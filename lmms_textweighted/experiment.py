@@ -31,6 +31,7 @@ from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.ranges import parse_samples, parse_tokens
 from lmms_textweighted.report.experiment import experiment_data, whole_file, write_answers, write_json
 from lmms_textweighted.sweep import Outcome, Point, check_points, collect, make_points, run_document
+from lmms_textweighted.watch import watch_others
 
 DEFAULT_TASK = "shapes_mcq"
 FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
@@ -132,6 +133,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     the result, in the documents' order. No file has its final name before it is whole.
     """
     state = join() if world()[1] > 1 else None
+    watch_others()
     main = state is None or state.is_main_process
     console = Console(quiet=not main)
     _quiet()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from lmms_textweighted.loaders import LoadOptions
@@ -96,4 +96,7 @@ def gather(items: list[Item]) -> list[Item]:
         return items
     from accelerate.utils import gather_object
 
-    return gather_object(items)
+    try:
+        return gather_object(items)
+    except RuntimeError as error:  # torch.distributed's errors are all of this kind
+        raise InputError(f"another process ended before its answers came: {first_line(error)}") from error

@@ -32,6 +32,7 @@ from lmms_textweighted.loaders import load, weights_fingerprint
 from lmms_textweighted.plan import Plan
 from lmms_textweighted.processes import check_joined, placed
 from lmms_textweighted.prompts import Message, make_message, user_message
+from lmms_textweighted.watch import watch_others
 
 
 @dataclass
@@ -60,6 +61,7 @@ class LlavaTextweighted(lmms):
             self.settings = Settings.parse(arguments)
             self.accelerator = Accelerator()
             check_joined(self.accelerator)
+            watch_others()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
             layers = self.llava.model.config.get_text_config().num_hidden_layers

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from lmms_textweighted.errors import describe
 from lmms_textweighted.processes import named
+from lmms_textweighted.watch import tell_others
 
 
 class RunEnded(SystemExit):
@@ -27,4 +28,6 @@ def ending_the_run(where: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RunEnded(f"{head}{describe(error)}") from error
+        message = f"{head}{describe(error)}"
+        tell_others(message)
+        raise RunEnded(message) from error
