@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import evaluation, prefill, spectrum, startup, sweep
+from benchmarks import evaluation, prefill, scale, spectrum, startup, sweep
 from benchmarks.rows import Row, show, write
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "prefill-1b": lambda: [*prefill.run("1b"), prefill.peak_memory("1b", 1)],
     "evaluation": evaluation.run,
     "sweep": sweep.run,
+    "scale": scale.run,
     "prefill-7b-batch-1": lambda: [*prefill.run("7b", 1), prefill.peak_memory("7b", 1)],
     "prefill-7b-batch-8": lambda: [*prefill.run("7b", 8), prefill.peak_memory("7b", 8)],
 }

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from contextlib import closing
 from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.loaders import LoadOptions
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.processes import check_joined, named, placed, share
 from lmms_textweighted.tiny.testset import load_testset
+from lmms_textweighted.watch import Watch
 from tests.launches import launch
 from tests.lmms_eval_runs import Run, lmms_eval, same
 
@@ -187,3 +190,43 @@ def test_documents_are_dealt_and_errors_headed_by_rank(monkeypatch):
     assert named("wrong") == "rank 3 of 4: wrong"
     with pytest.raises(InputError, match="4 processes, but accelerate runs 1"):
         check_joined(state(1))
+
+
+@pytest.fixture
+def watches(monkeypatch):
+    """Two processes' watches over one store, not running by themselves. Patience: 0.2 seconds."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    store, found = HashStore(), []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        found.append(Watch(store, 0.2))
+    return found
+
+
+def test_a_silent_process_is_lost_and_a_beating_one_is_not(watches):
+    first, second = watches
+    for _ in range(3):
+        assert first._lost() is None
+        second._beat()
+        time.sleep(0.15)
+    assert first._lost() is None
+    time.sleep(0.25)
+    assert "rank 1 of 2 has died or is out of reach" in first._lost()
+
+
+def test_a_process_that_left_is_waited_for_by_none(watches):
+    """lmms-eval leaves after an error that it caught, while the others wait in a collective."""
+    first, second = watches
+    second._say_last("left")
+    assert first._lost() is None
+    time.sleep(0.25)
+    assert "rank 1 of 2 has left the run" in first._lost()
+    first.leave()  # but where this one leaves too, all is well
+    second._beat()  # and a late beat does not undo the last word
+    assert first._states() == {1: "left"}
+
+
+def test_an_error_of_one_process_is_told_to_the_others_at_once(watches):
+    first, second = watches
+    second.end("task gqa, document 3: no picture")
+    assert first._lost() == "rank 1 of 2 has ended the run: task gqa, document 3: no picture"

@@ -174,7 +174,7 @@ class LlavaTextweighted(lmms):
                     left -= 1
                     if not left:  # before the last answer goes out: nobody asks a stream for more than it has
                         progress.close()
-                        summary.log(self.llava.plan)
+                        summary.log(self.llava.plan, self._world_size)
                     yield self._result(answer, figures)
 
     def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
@@ -263,6 +263,7 @@ class _Summary:
         self.count, self.tokens, self.seconds = 0, 0, 0.0
         self.sums = dict.fromkeys(("kept_tokens", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
         self.waits: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
+        self.began = time.perf_counter()
 
     def add(self, answer: Answer, seconds: float) -> None:
         self.count += 1
@@ -276,12 +277,16 @@ class _Summary:
         if took.steps:
             self.waits["tpot"].append(took.decode / took.steps)
 
-    def log(self, plan: Plan) -> None:
+    def log(self, plan: Plan, processes: int) -> None:
         """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer.
 
         ttft, tpot, e2e: seconds to the first token, for each further one, and in all, as a request of a batch waits.
+        answering_seconds: from the first request to the last answer, pictures and the caller's own work included. Of
+        several processes each logs its own share's figures; lmms-eval's results file holds those of rank 0.
         """
-        numbers = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
+        numbers: dict[str, float] = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
+        numbers["processes"] = processes
+        numbers["answering_seconds"] = time.perf_counter() - self.began
         if self.count:
             means = {name: value / self.count for name, value in self.sums.items()}
             means.update({name: sum(values) / len(values) for name, values in self.waits.items() if values})
