@@ -138,6 +138,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     console = Console(quiet=not main)
     _quiet()
     documents = _documents(experiment)  # wrong data should cost no loading of a model
+    decoding = documents.decoding
     options = experiment.load_options if state is None else placed(experiment.load_options, state)
     model, processor = load(experiment.model_path, options)
     llava = PrunedLlava(model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated)
@@ -145,7 +146,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     check_points(experiment.points, llava)
     partial = _partial(experiment)
-    own = _answer_all(experiment, llava, documents, partial, console)
+    own = _answer_all(experiment, llava, documents, decoding, partial, console)
     answered = sorted(gather(own), key=lambda document: document.row["document"])
     layers = model.config.get_text_config().num_hidden_layers
     outcomes = [document.outcomes for document in answered]
@@ -171,7 +172,12 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
 
 
 def _answer_all(
-    experiment: Experiment, llava: PrunedLlava, documents: Documents, partial: Path, console: Console
+    experiment: Experiment,
+    llava: PrunedLlava,
+    documents: Documents,
+    decoding: Decoding,
+    partial: Path,
+    console: Console,
 ) -> list[_Answered]:
     """This process's share of the documents at every point. Each is written to `partial` as soon as it is answered."""
     columns = (
@@ -181,7 +187,7 @@ def _answer_all(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    decoding, numbers, answered = documents.decoding, share(len(documents)), []
+    numbers, answered = share(len(documents)), []
     with Progress(*columns, console=console, disable=console.quiet) as progress, partial.open("w") as file:
         label = f"{len(numbers)} documents x {len(experiment.points)} points"
         for number in progress.track(numbers, description=label):
