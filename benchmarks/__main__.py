@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import evaluation, peers, prefill, spectrum, startup, sweep
+from benchmarks import evaluation, peers, prefill, scale, spectrum, startup, sweep
 from benchmarks.rows import Row, show, write
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "peers": peers.run,
     "evaluation": evaluation.run,
     "sweep": sweep.run,
+    "scale": scale.run,
     "prefill-7b-batch-1": lambda: [*prefill.run("7b", 1), prefill.peak_memory("7b", 1)],
     "peers-7b": lambda: peers.run("7b"),
     "prefill-7b-batch-8": lambda: [*prefill.run("7b", 8), prefill.peak_memory("7b", 8)],

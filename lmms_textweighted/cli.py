@@ -15,6 +15,8 @@ import yaml
 
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.paths import data_folder
+from lmms_textweighted.processes import named
+from lmms_textweighted.watch import tell_others
 
 app = typer.Typer(
     name="lmms-textweighted",
@@ -281,5 +283,6 @@ def main() -> None:
     try:
         app()
     except TextweightedError as error:
-        print(f"lmms-textweighted: {error}", file=sys.stderr)
+        tell_others(str(error))
+        print(f"lmms-textweighted: {named(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

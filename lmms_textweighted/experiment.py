@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,10 +23,12 @@ from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
 from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.processes import gather, join, placed, share, world
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.ranges import parse_samples, parse_tokens
-from lmms_textweighted.report.experiment import experiment_data, write_answers, write_json
+from lmms_textweighted.report.experiment import experiment_data, whole_file, write_answers, write_json
 from lmms_textweighted.sweep import Outcome, Point, check_points, collect, make_points, run_document
+from lmms_textweighted.watch import watch_others
 
 DEFAULT_TASK = "shapes_mcq"
 FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
@@ -107,34 +110,73 @@ class Experiment:
         )
 
 
-@dataclass
-class _Seen:
-    """What the result says of the documents. Kept whole, their pictures would fill the memory."""
+@dataclass(frozen=True)
+class _Answered:
+    """What the result needs of a document. Kept whole, their pictures would fill the memory.
 
-    digests: list[str] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-    prompt: str | None = None
+    row: what stands in front of each of its answers. prompt: of the first document alone.
+    """
 
-    def add(self, document: Document, llava: PrunedLlava) -> None:
-        self.digests.append(document.digest)
-        if document.fields.get("choices"):
-            self.chances.append(1 / len(document.fields["choices"]))
-        self.prompt = self.prompt or render(str(llava.template), [document.message], llava.processor)
+    row: dict[str, Any]
+    choices: int
+    prompt: str | None
+    outcomes: list[Outcome]
 
 
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
-    """Run the sweep and write its files; returns the JSON's content."""
-    console = Console()
+    """Run the sweep and write its files; returns the JSON's content.
+
+    Of several processes each answers its share and notes it in a file of its own as it goes; then the first one writes
+    the result, in the documents' order. No file has its final name before it is whole.
+    """
+    state = join() if world()[1] > 1 else None
+    watch_others()
+    main = state is None or state.is_main_process
+    console = Console(quiet=not main)
     quiet_libraries()
     documents = _documents(experiment)  # wrong data should cost no loading of a model
     decoding = documents.decoding
-    model, processor = load(experiment.model_path, experiment.load_options)
+    options = experiment.load_options if state is None else placed(experiment.load_options, state)
+    model, processor = load(experiment.model_path, options)
     llava = PrunedLlava(model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated)
     if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     check_points(experiment.points, llava)
-    seen = _Seen()
-    outcomes: list[list[Outcome]] = []
+    partial = _partial(experiment)
+    own = _answer_all(experiment, llava, documents, decoding, partial, console)
+    answered = sorted(gather(own), key=lambda document: document.row["document"])
+    layers = model.config.get_text_config().num_hidden_layers
+    outcomes = [document.outcomes for document in answered]
+    # Where the number differs from picture to picture, no pruning stands at its mean.
+    seen_tokens = [row[0].image_tokens for row in outcomes if row[0].image_tokens]
+    image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
+    data = experiment_data(
+        collect(experiment.points, outcomes),
+        _meta(experiment, llava, documents, answered, layers),
+        layers=layers,
+        image_tokens=image_tokens,
+    )
+    if main:
+        _write(experiment, data, answered)
+        console.print(_table(data))
+        for name in ("json", "png"):
+            console.print(f"wrote {_target(experiment, name)}", soft_wrap=True)
+    if state is not None:
+        state.wait_for_everyone()
+        state.end_training()
+    partial.unlink()
+    return data
+
+
+def _answer_all(
+    experiment: Experiment,
+    llava: PrunedLlava,
+    documents: Documents,
+    decoding: Decoding,
+    partial: Path,
+    console: Console,
+) -> list[_Answered]:
+    """This process's share of the documents at every point. Each is written to `partial` as soon as it is answered."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -142,26 +184,22 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress, _target(experiment, "answers.jsonl").open("w") as file:
-        label = f"{len(documents)} documents x {len(experiment.points)} points"
-        for document in progress.track(documents, total=len(documents), description=label):
-            outcomes.append(_answer(experiment, llava, documents, document, decoding))
-            seen.add(document, llava)
+    numbers, answered = share(len(documents)), []
+    with Progress(*columns, console=console, disable=console.quiet) as progress, partial.open("w") as file:
+        label = f"{len(numbers)} documents x {len(experiment.points)} points"
+        for number in progress.track(numbers, description=label):
+            document = documents[number]
             row = {"document": document.number, "id": document.id, "digest": document.digest, "target": document.target}
-            write_answers(file, row, experiment.points, outcomes[-1])
-    curves = collect(experiment.points, outcomes)
-    layers = model.config.get_text_config().num_hidden_layers
-    # Where the number differs from picture to picture, no pruning stands at its mean.
-    seen_tokens = [row[0].image_tokens for row in outcomes if row[0].image_tokens]
-    image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
-    data = experiment_data(
-        curves, _meta(experiment, llava, documents, seen, layers), layers=layers, image_tokens=image_tokens
-    )
-    _write(experiment, data)
-    console.print(_table(data))
-    for name in ("json", "png"):
-        console.print(f"wrote {_target(experiment, name)}", soft_wrap=True)
-    return data
+            answered.append(
+                _Answered(
+                    row=row,
+                    choices=len(document.fields.get("choices") or ()),
+                    prompt=None if number else render(str(llava.template), [document.message], llava.processor),
+                    outcomes=_answer(experiment, llava, documents, document, decoding),
+                )
+            )
+            write_answers(file, row, experiment.points, answered[-1].outcomes)
+    return answered
 
 
 def _documents(experiment: Experiment) -> Documents:
@@ -194,18 +232,36 @@ def _answer(
         raise InputError(f"{document.name}: {describe(error)}") from error
 
 
-def _write(experiment: Experiment, data: dict[str, Any]) -> None:
+def _write(experiment: Experiment, data: dict[str, Any], answered: list[_Answered]) -> None:
+    """The three files, the JSON last: where it is new, so are the others."""
     from lmms_textweighted.report.picture import draw  # matplotlib is slow to import
 
-    write_json(_target(experiment, "json"), data)
-    draw(_target(experiment, "png"), data)
+    with ExitStack() as files:
+        json_file, picture, answers = (
+            files.enter_context(whole_file(_target(experiment, name))) for name in ("json", "png", "answers.jsonl")
+        )
+        with answers.open("w") as file:
+            for document in answered:
+                write_answers(file, document.row, experiment.points, document.outcomes)
+        draw(picture, data)
+        write_json(json_file, data)
 
 
 def _target(experiment: Experiment, ending: str) -> Path:
     return experiment.output_dir / f"fastv_textweighted_layer{experiment.pruning_layer}_experiment.{ending}"
 
 
-def _meta(experiment: Experiment, llava: PrunedLlava, documents: Documents, seen: _Seen, layers: int) -> dict[str, Any]:
+def _partial(experiment: Experiment) -> Path:
+    """Where this process notes its answers while it runs; a run that dies leaves it behind."""
+    rank, size = world()
+    return _target(experiment, "answers.jsonl.part" if size == 1 else f"answers.jsonl.rank{rank}of{size}.part")
+
+
+def _meta(
+    experiment: Experiment, llava: PrunedLlava, documents: Documents, answered: list[_Answered], layers: int
+) -> dict[str, Any]:
+    digests = [document.row["digest"] for document in answered]
+    chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,
         "weights": weights_fingerprint(llava.model),
@@ -213,12 +269,12 @@ def _meta(experiment: Experiment, llava: PrunedLlava, documents: Documents, seen
         "device": llava.model.device.type,
         "decoder_layers": layers,
         **documents.describe(),
-        "num_samples": len(seen.digests),
-        "documents_sha256": hashlib.sha256("".join(seen.digests).encode()).hexdigest(),
+        "num_samples": len(digests),
+        "documents_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         "metric": documents.metric,
-        "chance": fmean(seen.chances) if len(seen.chances) == len(seen.digests) else None,
+        "chance": fmean(chances) if len(chances) == len(digests) else None,
         "conv_mode": llava.template,
-        "prompt_example": seen.prompt,
+        "prompt_example": answered[0].prompt if answered else None,
         "image_aspect_ratio": llava.image_aspect_ratio,
         "pruning_layer": experiment.pruning_layer,
         "text_scope": experiment.text_scope,

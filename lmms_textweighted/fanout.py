@@ -93,13 +93,15 @@ def run_prefix(
 
     def score(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         layout = layouts[0]
-        image = (layout.image[0] >= 0).nonzero().flatten()
-        text = layout.text[0].nonzero().flatten()
+        # With device_map the scored layer may live on another device than the input.
+        image = (layout.image[0] >= 0).nonzero().flatten().to(query.device)
+        text = layout.text[0].nonzero().flatten().to(query.device)
         for name in scorers:
             if name != RANDOM and len(image):
                 rows = text.new_tensor([layout.last(0)]) if SCORERS[name].last_row_only else text
                 attention = attention_rows(query[0], key[0], rows, layout.valid[0], scaling)
-                scores[name], _ = score_image_tokens(attention, rows, image, SCORERS[name])
+                found, _ = score_image_tokens(attention, rows, image, SCORERS[name])
+                scores[name] = found.to(layout.image.device)
 
     cache = DynamicCache(config=decoder.config)
     with contextlib.ExitStack() as stack:
@@ -127,7 +129,7 @@ def continue_prefix(
     even = all(len(row) == longest for row in rows)
 
     cache = _shared_cache(decoder, prefix, count)
-    hidden = prefix.hidden[0][index]
+    hidden = prefix.hidden[0][index.to(prefix.hidden.device)]
     found: list[Ranks | None] = [None] * count
 
     def rank(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:

@@ -231,7 +231,7 @@ class _Session:
             return
         layout = self._layout_at(len(self.layers) - 1)
         for row, document in enumerate(self.rows):
-            image = _positions(layout, row)[0].to(query.device)
+            image = _positions(layout, row)[0]
             if len(image):
                 document.ranks = image_ranks(query[row], key[row], image, layout.valid[row], scaling)
 
@@ -324,6 +324,7 @@ def image_ranks(
 
     Rows are softmaxed over all tokens they can see; the block of image columns is taken as it is.
     """
+    image = image.to(query.device)  # with device_map, a layer may live elsewhere
     rows = attention_rows(query, key, image, valid, scaling, mean_over_heads=False)
     return attention_ranks(rows[:, :, image])
 

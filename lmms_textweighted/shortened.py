@@ -58,8 +58,9 @@ class Shortened:
             return decoding_mask(torch.cat([self.present, new], dim=1), implementation, dtype)
         length = mask.shape[-1]
         new = torch.arange(full_length, length, device=mask.device).expand(rows, -1)
-        keys = torch.cat([self.index, new], dim=1)
-        present = torch.cat([self.present, torch.ones_like(new, dtype=torch.bool)], dim=1)
+        # With device_map the mask may live on another device than the input.
+        keys = torch.cat([self.index.to(mask.device), new], dim=1)
+        present = torch.cat([self.present.to(mask.device), torch.ones_like(new, dtype=torch.bool)], dim=1)
         if mask.ndim == 2:
             return mask.expand(rows, -1).gather(1, keys) * present.to(mask.dtype)
         mask = mask.expand(rows, -1, -1, -1)

@@ -111,24 +111,6 @@ def test_models_of_one_config_list_do_not_share_traces(tmp_path):
     assert math.isnan(found["b"]["kept_image_tokens"])
 
 
-def test_two_processes_answer_like_one(tmp_path):
-    arguments = ours("pretrained=tiny,keep_tokens=48", "--limit", "7", "--batch_size", "2")
-    one = lmms_eval(tmp_path, *arguments, name="one")
-    two = lmms_eval(
-        tmp_path, *arguments, processes=2, name="two", environment={"LMMS_TEXTWEIGHTED_CACHE": str(tmp_path / "w2")}
-    )
-    assert one.code == two.code == 0, two.output[-3000:]
-    assert "Running on rank 1" in two.output
-    first, second = one.metrics("shapes_mcq_rank"), two.metrics("shapes_mcq_rank")
-    assert first.keys() == second.keys()
-    assert all(same(first[name], second[name]) for name in first), (first, second)
-    singles, doubles = one.samples("shapes_mcq_rank"), two.samples("shapes_mcq_rank")
-    assert [s["doc_id"] for s in doubles] == list(range(7))
-    for single, double in zip(singles, doubles, strict=True):
-        assert single["filtered_resps"] == double["filtered_resps"]
-        assert single["token_counts"][0]["kept_positions"] == double["token_counts"][0]["kept_positions"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -61,7 +61,10 @@ class Documents(ABC):
     def __iter__(self) -> Iterator[Document]:
         """Each document with its picture, prompt and target, in the source's order."""
         for number in range(len(self)):
-            yield self._document(number)
+            yield self[number]
+
+    def __getitem__(self, number: int) -> Document:
+        return self._document(number)
 
     @property
     @abstractmethod

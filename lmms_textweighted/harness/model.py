@@ -30,7 +30,9 @@ from lmms_textweighted.harness.traces import TraceStore, leave_current, make_cur
 from lmms_textweighted.inference import Answer, PrunedLlava
 from lmms_textweighted.loaders import load, weights_fingerprint
 from lmms_textweighted.plan import Plan
+from lmms_textweighted.processes import check_joined, placed
 from lmms_textweighted.prompts import Message, make_message, user_message
+from lmms_textweighted.watch import watch_others
 
 
 @dataclass
@@ -58,6 +60,8 @@ class LlavaTextweighted(lmms):
                 logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
             self.settings = Settings.parse(arguments)
             self.accelerator = Accelerator()
+            check_joined(self.accelerator)
+            watch_others()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
             layers = self.llava.model.config.get_text_config().num_hidden_layers
@@ -75,9 +79,7 @@ class LlavaTextweighted(lmms):
             logger.info(f"llava_textweighted settings: {json.dumps(self.run_settings)}")
 
     def _load(self) -> PrunedLlava:
-        options = self.settings.load_options()
-        if options.device is None and self.accelerator.num_processes > 1 and not options.device_map:
-            options = type(options)(**{**vars(options), "device": str(self.accelerator.device)})
+        options = placed(self.settings.load_options(), self.accelerator)
         model, processor = load(self.settings.pretrained, options)
         return PrunedLlava(
             model,
@@ -178,7 +180,7 @@ class LlavaTextweighted(lmms):
                     due += 1
                     if due == len(requests):  # before the last answer goes out: nobody asks a stream for more
                         progress.close()
-                        summary.log(self.llava.plan)
+                        summary.log(self.llava.plan, self._world_size)
                     yield done.pop(due - 1)
 
     def _answer_batch(self, batch: list[Instance]) -> Iterator[tuple[Instance, dict[str, Any], Answer, float]]:
@@ -271,6 +273,7 @@ class _Summary:
         self.count, self.tokens, self.seconds = 0, 0, 0.0
         self.sums = dict.fromkeys(("kept_tokens", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
         self.waits: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
+        self.began = time.perf_counter()
 
     def add(self, answer: Answer, seconds: float) -> None:
         self.count += 1
@@ -284,12 +287,16 @@ class _Summary:
         if took.steps:
             self.waits["tpot"].append(took.decode / took.steps)
 
-    def log(self, plan: Plan) -> None:
+    def log(self, plan: Plan, processes: int) -> None:
         """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer.
 
         ttft, tpot, e2e: seconds to the first token, for each further one, and in all, as a request of a batch waits.
+        answering_seconds: from the first request to the last answer, pictures and the caller's own work included. Of
+        several processes each logs its own share's figures; lmms-eval's results file holds those of rank 0.
         """
-        numbers = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
+        numbers: dict[str, float] = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
+        numbers["processes"] = processes
+        numbers["answering_seconds"] = time.perf_counter() - self.began
         if self.count:
             means = {name: value / self.count for name, value in self.sums.items()}
             means.update({name: sum(values) / len(values) for name, values in self.waits.items() if values})

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmms_textweighted.errors import describe
+from lmms_textweighted.processes import named
+from lmms_textweighted.watch import tell_others
 
 
 class RunEnded(SystemExit):
-    """Ends the process with one line and exit code 1."""
+    """Ends the process with one line and exit code 1. The launcher then ends the other processes."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"lmms-textweighted: {message}")
+        super().__init__(f"lmms-textweighted: {named(message)}")
 
 
 @contextmanager
@@ -26,4 +28,6 @@ def ending_the_run(where: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RunEnded(f"{head}{describe(error)}") from error
+        message = f"{head}{describe(error)}"
+        tell_others(message)
+        raise RunEnded(message) from error

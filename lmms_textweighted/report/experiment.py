@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
@@ -47,6 +48,14 @@ def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: in
         for figure in ("equivalent_tokens", "flops_ratio")
     }
     return {**top, "strategies": blocks, "meta": {**meta, **costs}}
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to. What is written there takes the place of `path` when the block ends well."""
+    draft = path.with_name(f"{path.name}.draft")
+    yield draft
+    draft.replace(path)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

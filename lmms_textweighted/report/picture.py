@@ -40,7 +40,7 @@ def draw(path: Path, data: dict[str, Any]) -> None:
         f"{meta['pruning_layer']}",
         fontsize=11,
     )
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     plt.close(figure)
 
 
