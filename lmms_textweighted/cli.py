@@ -1,4 +1,4 @@
-"""The command line: `lmms-textweighted sweep | convert | tasks-path | config | export-scienceqa`.
+"""The command line: `lmms-textweighted sweep | leaderboard | convert | tasks-path | config | export-scienceqa`.
 
 Nothing heavy is imported here: `--help` must answer at once.
 """
@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from lmms_textweighted.errors import InputError, TextweightedError
-from lmms_textweighted.paths import data_folder
+from lmms_textweighted.paths import config_names, config_text, data_folder
 
 app = typer.Typer(
     name="lmms-textweighted",
@@ -48,14 +48,13 @@ def config(
     output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
 ) -> None:
     """Print a ready `lmms-eval --config` file, with this installation's absolute paths filled in."""
-    folder = data_folder("configs")
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = config_names()
     if name is None:
         print("\n".join(known))
         return
     if name not in known:
         raise InputError(f"unknown config {name!r}: known are {', '.join(known)}")
-    text = (folder / f"{name}.yaml").read_text().replace("${TASKS}", str(data_folder("tasks")))
+    text = config_text(name)
     if output is None:
         print(text, end="")
         return
@@ -163,6 +162,43 @@ def sweep(
     from lmms_textweighted.experiment import Experiment, run_experiment
 
     run_experiment(Experiment.parse(options))
+
+
+@app.command("leaderboard")
+def leaderboard(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a ready one: tiny, llava15-7b.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, cost estimate and commands; run nothing.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the runs to a file for `lmms-eval --config`; run nothing.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first N documents of each task, to try it out; in a folder of its own.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Some of the runs: 'none,fastv-*'.")] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="Starts lmms-eval: 'accelerate launch --num_processes 8 -m lmms_eval'; else this Python."),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a failed run, instead of ending at the first one.")
+    ] = False,
+    output_dir: Annotated[Path | None, typer.Option(help="Instead of the config's.")] = None,
+    flops_per_second: Annotated[
+        float, typer.Option(help="The estimate's rate, of all devices together; 1e14 is a third of an A100's bfloat16.")
+    ] = 1e14,
+    bytes_per_second: Annotated[
+        float, typer.Option(help="The estimate's memory bandwidth while decoding; 1e12 is half of an A100's.")
+    ] = 1e12,
+) -> None:
+    """Tasks x budgets x methods: run what is missing, go on where it stopped, and end in one table."""
+    from lmms_textweighted.leaderboard.estimate import Rates
+    from lmms_textweighted.leaderboard.main import Request, run_leaderboard
+
+    rates = Rates(flops_per_second, bytes_per_second)
+    request = Request(config, output_dir, limit, only, launcher, keep_going, dry_run, write, rates)
+    raise typer.Exit(run_leaderboard(request))
 
 
 def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str, Any]:
