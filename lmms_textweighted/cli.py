@@ -1,4 +1,4 @@
-"""The command line: `lmms-textweighted sweep | leaderboard | convert | tasks-path | config | export-scienceqa`.
+"""The command line: `lmms-textweighted sweep | leaderboard | compare | convert | …`.
 
 Nothing heavy is imported here: `--help` must answer at once.
 """
@@ -47,8 +47,12 @@ def config(
     name: Annotated[str | None, typer.Argument(help="A config's name; all names without it.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
 ) -> None:
-    """Print a ready `lmms-eval --config` file, with this installation's absolute paths filled in."""
-    known = config_names()
+    """Print a ready config file, with this installation's absolute paths filled in.
+
+    Those under leaderboard/ are for `lmms-textweighted leaderboard`, experiment is for `sweep --config`, the others are
+    for `lmms-eval --config`.
+    """
+    known = [known for known in config_names() if not known.startswith("published/")]  # tables, for `compare`
     if name is None:
         print("\n".join(known))
         return
@@ -58,10 +62,7 @@ def config(
     if output is None:
         print(text, end="")
         return
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise InputError(f"config file {str(output)!r} cannot be written: {error.strerror}") from error
+    _write(output, text)
 
 
 @app.command("export-scienceqa")
@@ -199,6 +200,55 @@ def leaderboard(
     rates = Rates(flops_per_second, bytes_per_second)
     request = Request(config, output_dir, limit, only, launcher, keep_going, dry_run, write, rates)
     raise typer.Exit(run_leaderboard(request))
+
+
+@app.command("compare")
+def compare(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders or files that lmms-eval or a sweep wrote.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The row to test against, by name or path; the unpruned run if there is one.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="task=metric, not the task's first; repeatable.")] = None,
+    published: Annotated[
+        list[str] | None, typer.Option(help="A table of published numbers to put beside; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare what cannot be compared; the table says so.")] = False,
+    format: Annotated[
+        str | None, typer.Option(help="terminal, markdown, csv, latex or json; by the output's ending if left out.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+) -> None:
+    """One table of finished runs: methods at budgets, tasks, 95 % intervals, and paired tests against a reference."""
+    from lmms_textweighted.compare import compare_runs
+    from lmms_textweighted.report.tables import choose_format, render, show
+
+    chosen = choose_format(format, output)
+    pairs = [pair.partition("=") for pair in metric or []]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise InputError(f"metric is {name + equals + value!r}: give task=metric, as in pope=pope_f1_score")
+    comparison = compare_runs(
+        runs or [],
+        reference=reference,
+        force=force,
+        published=published or [],
+        metrics={name: value for name, _, value in pairs},
+    )
+    if output is not None:
+        _write(output, render(comparison, chosen))
+    elif chosen == "terminal":
+        show(comparison)
+    else:
+        print(render(comparison, chosen), end="")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str, Any]:

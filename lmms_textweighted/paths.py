@@ -17,7 +17,7 @@ def data_folder(name: str) -> Path:
 
 
 def config_names(folder: str = "") -> list[str]:
-    """The ready configs, or those of a folder of them: `shapes`, `leaderboard/tiny`; relative to it, without `.yaml`."""
+    """The ready configs, or those of one of their folders, without `.yaml`: `shapes`, `leaderboard/tiny`."""
     root = data_folder("configs") / folder
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 

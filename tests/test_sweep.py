@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from lmms_textweighted.compare.statistics import mean_interval
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.loaders import load
 from lmms_textweighted.plan import make_plan
-from lmms_textweighted.report.experiment import accuracy_interval
 from lmms_textweighted.sweep import make_points, run_document
 
 
@@ -75,7 +75,7 @@ def test_points_that_cannot_be_are_refused():
 
 
 def test_intervals_are_wilsons_for_hits_and_normal_otherwise():
-    low, high = accuracy_interval([1.0] * 93 + [0.0] * 7)
+    low, high = mean_interval([1.0] * 93 + [0.0] * 7)
     assert (low, high) == (pytest.approx(0.8627, abs=1e-3), pytest.approx(0.9657, abs=1e-3))
-    low, high = accuracy_interval([0.5, 0.7, 0.9])
+    low, high = mean_interval([0.5, 0.7, 0.9])
     assert low < 0.7 < high

@@ -11,16 +11,9 @@ import datasets
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from loguru import logger
 
+from lmms_textweighted.harness.figures import MISSING_METRIC, TRACE_METRICS
 from lmms_textweighted.harness.traces import current_key, find_record
 
-# Metric name -> field of a trace record.
-TRACE_METRICS = {
-    "kept_image_tokens": "kept_tokens",
-    "equivalent_image_tokens": "equivalent_tokens",
-    "flops_ratio": "flops_ratio",
-    "numeric_rank": "numeric_rank",
-    "effective_rank": "effective_rank",
-}
 _TEXT_FIELDS = ("question", "choices", "hint")
 
 
@@ -45,7 +38,7 @@ def score_with_trace(document: dict[str, Any], results: list[str]) -> dict[str, 
     }
     unranked = record is not None and record["kept_tokens"] > 0 and record.get("numeric_rank") is None
     missing = float(record is None or unranked)
-    return {**sqa_process_results(document, results), **figures, "traces_missing": missing}
+    return {**sqa_process_results(document, results), **figures, MISSING_METRIC: missing}
 
 
 def mean_of_known(values: Iterable[float]) -> float:

@@ -25,7 +25,7 @@ def count_documents(matrix: Matrix, limit: int | None) -> dict[str, list[Part]]:
             try:
                 known = [Part(count=len(Documents.of_task(task.name, None, single_prediction_prompt=False)))]
             except InputError as error:
-                raise InputError(f"task {task.name!r} states no `documents`, and they cannot be counted: {error}") from None
+                raise InputError(f"documents of task {task.name!r} are not stated and not here: {error}") from error
         parts[task.name] = limited(known, limit)
     return parts
 

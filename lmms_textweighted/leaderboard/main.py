@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from lmms_textweighted.leaderboard.schema import Matrix, read_matrix
 from lmms_textweighted.leaderboard.show import show_commands, show_plan
 from lmms_textweighted.loaders import DEFAULT_CHECKPOINT
 
+INTERRUPTED = 130  # as a shell has it
+TABLE = "leaderboard"  # the table's files, beside the runs
+
 
 @dataclass(frozen=True)
 class Request:
@@ -35,11 +38,11 @@ class Request:
     keep_going: bool = False
     dry_run: bool = False
     write: Path | None = None
-    rates: Rates = Rates()
+    rates: Rates = field(default_factory=Rates)
 
 
 def run_leaderboard(request: Request) -> int:
-    """Do what is asked; the exit code: 0 when every chosen run is done, else 1.
+    """Do what is asked; the exit code: 0 when every chosen run is done, 130 when interrupted, else 1.
 
     Raises InputError, PlanError or CheckpointError before any work for what cannot be.
     """
@@ -62,7 +65,11 @@ def run_leaderboard(request: Request) -> int:
     if request.dry_run:
         show_commands(runs, request.launcher, console)
         return 0
-    outcomes = run_missing(runs, console=console, launcher=request.launcher, keep_going=request.keep_going)
+    try:
+        outcomes = run_missing(runs, console=console, launcher=request.launcher, keep_going=request.keep_going)
+    except KeyboardInterrupt:
+        print("lmms-textweighted: interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     _compare(matrix, every, output, console)
     return _verdict(runs, outcomes)
 
@@ -96,7 +103,22 @@ def _write(path: Path, runs: list[Run], config: str) -> None:
 
 
 def _compare(matrix: Matrix, runs: Sequence[Run], output: Path, console: Console) -> None:
-    """The table over all runs of the leaderboard that are done, whether now or before."""
+    """Print the table over all runs of the leaderboard that are done, now or before, and write it beside them."""
+    from lmms_textweighted.compare import compare_runs
+    from lmms_textweighted.report.tables import ENDINGS, render, show
+
+    states = {run.name: done(run) for run in runs}
+    files = [file for file, _ in states.values() if file is not None]
+    if not files:
+        return
+    metrics = {task.name: task.metric for task in matrix.tasks if task.metric}
+    comparison = compare_runs(files, published=matrix.published, metrics=metrics)
+    comparison.notes += [f"not in the table: {name}: {why}" for name, (file, why) in states.items() if file is None]
+    show(comparison, console)
+    for ending, format in ENDINGS.items():
+        table = output / f"{TABLE}{ending}"
+        table.write_text(render(comparison, format), encoding="utf-8")
+        console.print(f"wrote {table}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _verdict(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> int:

@@ -76,7 +76,7 @@ def _missing(run: Run, file: Path) -> str | None:
     for task in run.tasks:
         if task not in results or task not in counts:
             return f"it has no {task}"
-        written, expected = _samples(file, task), counts[task]["effective"]
+        written, expected = _samples(file, task), min(counts[task]["effective"], counts[task]["original"])
         if written != expected:
             return f"{written} of {expected} samples of {task} are written"
     return None
@@ -93,11 +93,12 @@ def _same(name: str, wanted: Any, found: Any) -> bool:
 
 
 def _samples(file: Path, task: str) -> int:
-    """How many samples of a task are logged."""
+    """How many samples of a task are logged: lines that are ended, which a killed run's last one is not."""
     logged = file.with_name(file.name.replace("_results.json", f"_samples_{task}.jsonl"))
     if not logged.is_file():
         return 0
-    return sum(1 for _ in _records(logged))
+    with logged.open("rb") as lines:
+        return sum(line.endswith(b"\n") for line in lines)
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

@@ -30,13 +30,15 @@ class Part(_Strict):
 class Task(_Strict):
     """One of lmms-eval's tasks. documents: their number, or parts; left out, they are counted where the data are local.
 
-    source: who says so. text_tokens: of a prompt, system prompt included; an assumption of the estimate.
+    source: who says so. text_tokens: of a prompt, system prompt included; an assumption of the estimate. metric: the
+    table's, as `compare --metric` takes it; the task's first without it.
     """
 
     name: Annotated[str, Field(pattern=r"^[^,\s]+$")]
     documents: Count | list[Part] | None = None
     source: str | None = None
     text_tokens: Count | None = None
+    metric: str | None = None
 
     @property
     def parts(self) -> list[Part] | None:
@@ -112,11 +114,12 @@ class Matrix(_Strict):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Matrix:
-        for kind, names in (
-            ("tasks", [task.name for task in self.tasks]),
-            ("methods", [method.label for method in self.methods]),
-            ("budgets", self.budgets),
-        ):
+        named: dict[str, list[Any]] = {
+            "tasks": [task.name for task in self.tasks],
+            "methods": [method.label for method in self.methods],
+            "budgets": self.budgets,
+        }
+        for kind, names in named.items():
             twice = [name for name in names if names.count(name) > 1]
             if twice:
                 raise ValueError(f"{kind} names {twice[0]!r} twice: give each once, or another name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,8 @@ from lmms_textweighted.leaderboard.estimate import Cost, Estimate
 from lmms_textweighted.leaderboard.results import NOTHING, cached_answers, done
 from lmms_textweighted.leaderboard.schema import Matrix
 
+States = dict[str, tuple[Path | None, str]]  # by the run's name: see `results.done`
+
 _HOUR = 3600
 _NOTE = (
     "Arithmetic, not a measurement. It leaves out preparing pictures, loading data and weights, scoring and the output "
@@ -22,9 +25,10 @@ _NOTE = (
 
 def show_plan(matrix: Matrix, runs: Sequence[Run], made: Estimate, console: Console) -> None:
     """Print the tasks, the runs with their state, and the sums."""
+    states = {run.name: done(run) for run in runs}
     console.print(_tasks(matrix, made))
-    console.print(_runs(runs, made))
-    for line in [*_not_usable(runs), *_sums(made)]:
+    console.print(_runs(runs, made, states))
+    for line in [*_not_usable(states), *_sums(made, states)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -54,7 +58,7 @@ def _tasks(matrix: Matrix, made: Estimate) -> Table:
     return table
 
 
-def _runs(runs: Sequence[Run], made: Estimate) -> Table:
+def _runs(runs: Sequence[Run], made: Estimate, states: States) -> Table:
     table = Table(title="the runs, each over all tasks", title_justify="left")
     _columns(table, "run", "tokens kept", "equivalent", "FLOPs", "PFLOP", "hours", "state")
     full = sum(made.unpruned.values(), Cost()).flops
@@ -66,26 +70,24 @@ def _runs(runs: Sequence[Run], made: Estimate) -> Table:
             f"{cost.total.flops / full:.0%}",
             _number(cost.total.flops / 1e15),
             _number(made.rates.seconds(cost.total) / _HOUR),
-            _state(run),
+            _state(run, *states[run.name]),
         )
     return table
 
 
-def _state(run: Run) -> str:
-    found, why = done(run)
+def _state(run: Run, found: Path | None, why: str) -> str:
     if found is not None:
         return "done"
     answers = cached_answers(run)
     return f"{answers:,} answers" if answers else "missing" if why == NOTHING else "not usable"
 
 
-def _not_usable(runs: Sequence[Run]) -> list[str]:
+def _not_usable(states: States) -> list[str]:
     """Why results that are there do not count."""
-    found = [(run.name, *done(run)) for run in runs]
-    return [f"{name}: not usable: {why}" for name, results, why in found if results is None and why != NOTHING]
+    return [f"{name}: not usable: {why}" for name, (found, why) in states.items() if found is None and why != NOTHING]
 
 
-def _sums(made: Estimate) -> list[str]:
+def _sums(made: Estimate, states: States) -> list[str]:
     rates, total = made.rates, made.total
     seconds = rates.seconds(total)
     kinds: dict[str, Callable[[Cost], float]] = {
@@ -95,7 +97,7 @@ def _sums(made: Estimate) -> list[str]:
     }
     shares = ", ".join(f"{name} {of(total) / seconds:.0%}" for name, of in kinds.items())
     documents = sum(made.documents(task) for task in made.parts) * len(made.runs)
-    missing = sum(rates.seconds(one.total) for one in made.runs if done(one.run)[0] is None)
+    missing = sum(rates.seconds(one.total) for one in made.runs if states[one.run.name][0] is None)
     assumed = made.assumed
     return [
         f"{len(made.runs)} runs, {documents:,} documents, {_number(total.flops / 1e15)} PFLOP, "
@@ -103,8 +105,8 @@ def _sums(made: Estimate) -> list[str]:
         f"bytes/s ({_number(missing / _HOUR)} of them for what is missing): {shares}.",
         f"Assumed: {made.geometry.image_tokens} tokens a picture, {made.geometry.decoder.layers} layers "
         f"({made.geometry.source}), answers of {assumed.answer_tokens} tokens, {assumed.element_size} bytes a weight, "
-        f"batches of {rates.batch}. FLOPs are those of vision tower, projector and decoder; `equivalent` is the mean of "
-        f"image tokens over all layers, of a document with one picture.",
+        f"batches of {rates.batch}. FLOPs are those of vision tower, projector and decoder; `equivalent` is the mean "
+        f"of image tokens over all layers, of a document with one picture.",
         _NOTE,
     ]
 

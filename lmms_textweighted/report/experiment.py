@@ -8,28 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
-from scipy.stats import binomtest
-
+from lmms_textweighted.compare.statistics import mean_interval
 from lmms_textweighted.sweep import Curve, Outcome, Point
 
 MAIN_STRATEGY = "text_weighted"
 
 
-def accuracy_interval(scores: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean score: Wilson's for 0/1 scores, the normal one otherwise."""
-    count = len(scores)
-    if all(score in (0.0, 1.0) for score in scores):
-        interval = binomtest(int(sum(scores)), count).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
-    mean = fmean(scores)
-    variance = sum((score - mean) ** 2 for score in scores) / max(1, count - 1)
-    half = 1.96 * (variance / count) ** 0.5
-    return mean - half, mean + half
-
-
 def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
     """One strategy's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null."""
-    intervals = [accuracy_interval([o.score for o in outcomes]) for outcomes in curve.outcomes]
+    intervals = [mean_interval([o.score for o in outcomes]) for outcomes in curve.outcomes]
     return {
         "tokens": [image_tokens if budget is None else budget for budget in curve.budgets],
         "accuracies": [fmean(o.score for o in outcomes) for outcomes in curve.outcomes],

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from lmms_textweighted.compare.statistics import mean_interval
 from lmms_textweighted.fanout import continue_prefix, run_prefix
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.loaders import load
 from lmms_textweighted.plan import DEFAULT_LAYER, STRATEGIES
 from lmms_textweighted.prompts import user_message
-from lmms_textweighted.report.experiment import accuracy_interval
 from lmms_textweighted.tiny.questions import LETTERS, multiple_choice_text
 from lmms_textweighted.tiny.scenes import IMAGE_SIZE
 from lmms_textweighted.tiny.testset import SIZE, load_testset
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=DEFAULT_LAYER)
     arguments = parser.parse_args()
     for name, hits in answers(arguments.pretrained, count=arguments.count, layer=arguments.layer).items():
-        low, high = accuracy_interval([float(hit) for hit in hits])
+        low, high = mean_interval([float(hit) for hit in hits])
         print(f"{name:20} {sum(hits) / len(hits):6.1%}  [{low:.1%}, {high:.1%}]")
 
 

@@ -1,0 +1,130 @@
+"""Intervals of a mean score, paired tests of two runs, and Holm's correction.
+
+scipy and statsmodels do the work; statsmodels is imported where it is needed, it takes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 9999
+_BATCH = 1 << 24  # numbers drawn at once by the bootstrap
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A two-sided test that two runs score the same documents equally. difference: mean of the first minus second."""
+
+    name: str
+    documents: int
+    difference: float
+    p: float
+
+
+def mean_interval(scores: Sequence[float], clusters: Sequence[str] | None = None) -> tuple[float, float]:
+    """95 % interval of the mean score of documents.
+
+    Wilson's for 0/1 scores, Student's t otherwise. clusters: documents of one cluster are not independent; then the
+    cluster-robust sandwich (CR1) with t of clusters - 1 degrees of freedom. Where all clustered scores are equal it has
+    no width, and Wilson's on the number of clusters stands in for it. NaN for one score that is neither 0 nor 1.
+    """
+    values = np.asarray(scores, dtype=float)
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    groups = _groups(clusters)
+    if groups is not None and values.std() > 0:
+        return _cluster_interval(values, groups)
+    if binary:
+        count = len(values) if groups is None else len(np.unique(groups))
+        result = stats.binomtest(round(float(values.mean()) * count), count)
+        interval = result.proportion_ci(confidence_level=LEVEL, method="wilson")
+        return float(interval.low), float(interval.high)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def paired_test(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0
+) -> PairedTest:
+    """Test the documents' scores of two runs, in the same order.
+
+    McNemar's exact test for 0/1 scores; the paired bootstrap of the mean difference otherwise, and for clustered
+    documents, where whole clusters are drawn.
+    """
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    difference = float((one - two).mean())
+    groups = _groups(clusters)
+    if groups is None and np.isin(np.concatenate([one, two]), (0.0, 1.0)).all():
+        from statsmodels.stats.contingency_tables import mcnemar
+
+        both = np.array([[((one == a) & (two == b)).sum() for b in (1, 0)] for a in (1, 0)])
+        return PairedTest("McNemar exact", len(one), difference, float(mcnemar(both, exact=True).pvalue))
+    name = "paired bootstrap" if groups is None else "paired cluster bootstrap"
+    return PairedTest(name, len(one), difference, _bootstrap(one - two, groups, seed))
+
+
+def ratio_variance(first: Sequence[float], second: Sequence[float], clusters: Sequence[str] | None = None) -> float:
+    """Variance of mean(first) / mean(second) over paired documents, by the delta method.
+
+    psi_i = (a_i - a) / b - a (b_i - b) / b^2, summed within clusters: G / (G - 1) x sum psi_g^2 / n^2 for G clusters
+    (or documents) of n documents. NaN for less than two.
+    """
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    a, b = one.mean(), two.mean()
+    influence = (one - a) / b - a * (two - b) / b**2
+    groups = _groups(clusters)
+    sums = influence if groups is None else np.bincount(groups, weights=influence)
+    if len(sums) < 2:
+        return float("nan")
+    return float(len(sums) / (len(sums) - 1) * (sums**2).sum() / len(one) ** 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def _groups(clusters: Sequence[str] | None) -> Any:
+    """Cluster numbers, or None where every document stands alone or all stand together."""
+    if clusters is None:
+        return None
+    _, numbers = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    return numbers if 1 < numbers.max() + 1 < len(numbers) else None
+
+
+def _cluster_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    from statsmodels.regression.linear_model import OLS
+
+    fit = OLS(values, np.ones((len(values), 1))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+    low, high = fit.conf_int(alpha=1 - LEVEL)[0]
+    return float(low), float(high)
+
+
+def _bootstrap(differences: np.ndarray, groups: np.ndarray | None, seed: int) -> float:
+    """Two-sided p: the share of resampled mean differences that lie as far from the measured one as it lies from 0.
+
+    Units (documents, or clusters as sum and size) with equal values are interchangeable, so how often each kind is
+    drawn is one multinomial number: the same distribution as drawing units, at a fraction of the cost.
+    """
+    groups = np.arange(len(differences)) if groups is None else groups
+    units = np.stack([np.bincount(groups, weights=differences), np.bincount(groups).astype(float)])
+    kinds, counts = np.unique(units.round(12), axis=1, return_counts=True)
+    rng, number = np.random.default_rng(seed), int(counts.sum())
+    measured, beyond, done = float(differences.mean()), 0, 0
+    while done < RESAMPLES:
+        size = min(RESAMPLES - done, max(1, _BATCH // len(counts)))
+        sums, sizes = (rng.multinomial(number, counts / number, size=size) @ kinds.T).T
+        beyond += int((np.abs(sums / sizes - measured) >= abs(measured) - 1e-12).sum())
+        done += size
+    return (1 + beyond) / (1 + RESAMPLES)
