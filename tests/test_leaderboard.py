@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted import cli
 from lmms_textweighted.errors import InputError, TextweightedError
+from lmms_textweighted.harness.documents import Documents
+from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.leaderboard.commands import command, config_text_of, expand, shell_line
 from lmms_textweighted.leaderboard.estimate import (
     DEFAULT_BYTES_PER_SECOND,
@@ -39,6 +41,7 @@ from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
+from lmms_textweighted.loaders import load
 from lmms_textweighted.paths import config_names, data_folder
 from lmms_textweighted.plan import NONE, Plan, Stage, make_plan
 from lmms_textweighted.pruner import prune
@@ -473,105 +476,87 @@ def kill_after(run, answers: int) -> threading.Thread:
     return thread
 
 
-def answers(file: Path) -> list[str]:
+def logged_answers(file: Path) -> list[str]:
     (samples,) = file.parent.glob(file.name.replace("_results.json", "_samples_*.jsonl"))
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
     assert [row["doc_id"] for row in rows] == list(range(LIMIT))
     return [row["filtered_resps"] for row in rows]
 
 
+def direct_answers(plan: Plan) -> list[str]:
+    """The same documents without lmms-eval's evaluator, one by one."""
+    documents = Documents.of_task("shapes_mcq", LIMIT, single_prediction_prompt=False)
+    llava = PrunedLlava(*load("tiny"), plan)
+    return [llava.generate([[document.message]], documents.decoding)[0].text for document in documents]
+
+
+def leaderboard(monkeypatch, *arguments: str) -> None:
+    """The command, which must end well."""
+    monkeypatch.setattr("sys.argv", ["lmms-textweighted", "leaderboard", "--output-dir", "board", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_stopped_and_a_config_file_gives_the_same(tmp_path, monkeypatch, capsys, offline):
+def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_path, monkeypatch, capsys, offline):
     matrix = small(tmp_path)
-    pruned = expand(matrix, output=tmp_path / "board", limit=LIMIT)[1:]
-    watcher = kill_after(pruned[0], 8)
-    (outcome,) = run_missing(pruned, console=quiet())
+    runs = expand(matrix, output=Path(f"board-limit{LIMIT}"), limit=LIMIT)
+    watcher = kill_after(runs[1], 8)
+    (outcome,) = run_missing(runs[1:], console=quiet())
     watcher.join()
     assert outcome.results is None
     assert f"exit code -{signal.SIGKILL.value}; no results yet" in outcome.why
     assert not list(tmp_path.rglob("*_results.json"))
-    before = cached_answers(pruned[0])
+    before = cached_answers(runs[1])
     assert 8 <= before < LIMIT
-
     console = quiet()
-    (outcome,) = run_missing(pruned, console=console)
-    assert outcome.results is not None, outcome.why
-    assert f"goes on, {before} answers are cached" in console.export_text()
-    assert f"ResponseCache: {before}/{LIMIT} cache hits" in (pruned[0].folder / LOG).read_text()
+    run_missing(runs[1:], console=console, launcher="false")
+    assert f"text_weighted-64: goes on, {before} answers are cached" in console.export_text()
 
-    # `lmms-eval --config` with the expanded file, in a folder of its own.
-    monkeypatch.setattr(
-        "sys.argv",
-        ["x", "leaderboard", "small.yaml", "--limit", str(LIMIT), "--write", "runs.yaml", "--output-dir", "whole"],
-    )
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    done_all = subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    whole = expand(matrix, output=Path(f"whole-limit{LIMIT}"), limit=LIMIT)
-    files = [done(run)[0] for run in whole]
-    assert all(files), done_all.stdout[-3000:] + done_all.stderr[-3000:]
-    assert answers(files[1]) == answers(outcome.results)
+    leaderboard(monkeypatch, "small.yaml", "--limit", str(LIMIT), "--write", "runs.yaml")
+    words = [sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    files = [done(run)[0] for run in runs]
+    assert all(files), ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert f"ResponseCache: {before}/{LIMIT} cache hits" in ended.stdout + ended.stderr
+    for run, file in zip(runs, files, strict=True):
+        assert logged_answers(file) == direct_answers(run.plan)
 
     # The leaderboard takes those as done, and ends in the table.
     capsys.readouterr()
-    monkeypatch.setattr(
-        "sys.argv",
-        ["x", "leaderboard", "small.yaml", "--limit", str(LIMIT), "--output-dir", "whole", "--launcher", "false"],
-    )
     monkeypatch.setenv("COLUMNS", "150")
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    leaderboard(monkeypatch, "small.yaml", "--limit", str(LIMIT), "--launcher", "false")
     said = capsys.readouterr().out
-    assert not ended.value.code, said
     assert said.count("done before") == 2
-    assert "shapes_mcq: 24 of its 500 documents, a --limit" in said
-    table = json.loads((whole[0].folder.parent / "leaderboard.json").read_text())
+    assert f"shapes_mcq: {LIMIT} of its 500 documents, a --limit" in said
+    table = json.loads((runs[0].folder.parent / "leaderboard.json").read_text())
     assert [row["reference"] for row in table["rows"]] == [True, False]
-    assert {path.suffix for path in whole[0].folder.parent.glob("leaderboard.*")} >= {".md", ".csv", ".tex", ".json"}
+    assert {path.suffix for path in runs[0].folder.parent.glob("leaderboard.*")} >= {".md", ".csv", ".tex", ".json"}
 
 
 @pytest.mark.slow
 def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monkeypatch, capsys, offline):
     monkeypatch.setenv("COLUMNS", "120")
-    arguments = [
-        "llava15-7b",
-        "--dry-run",
-        "--flops-per-second",
-        "8e14",
-        "--launcher",
-        "accelerate launch -m lmms_eval",
-    ]
-    monkeypatch.setattr("sys.argv", ["x", "leaderboard", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    launcher = "accelerate launch -m lmms_eval"
+    leaderboard(monkeypatch, "llava15-7b", "--dry-run", "--flops-per-second", "8e14", "--launcher", launcher)
     said = capsys.readouterr().out
-    assert not ended.value.code
     assert "214,354" in said
     assert "44,289" in said  # SEED-Bench's pictures: 14,233 questions with one, 3,757 with eight
     assert "13 runs, 3,547,193 documents" in said
     assert "at 8e+14 FLOP/s and 1e+12 bytes/s" in said
     assert "Arithmetic, not a measurement" in said
     commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b accelerate launch")]
-    assert commands == [
-        shell_line(run, "accelerate launch -m lmms_eval")
-        for run in expand(read_matrix("llava15-7b"), output=Path("runs/leaderboard/llava15-7b"))
-    ]
+    runs = expand(read_matrix("llava15-7b"), output=Path("board"))
+    assert commands == [shell_line(run, launcher) for run in runs]
     assert list(tmp_path.iterdir()) == []
     # lmms-eval's own defaults are those that results are held against.
     from lmms_eval.__main__ import parse_eval_args
 
-    monkeypatch.setattr("sys.argv", ["x"])
+    monkeypatch.setattr("sys.argv", ["lmms-eval"])
     defaults = vars(parse_eval_args()[1])
-    assert {name: defaults[name] for name in ACTING if name not in ("model", "tasks")} == {
-        name: value for name, value in ACTING.items() if name not in ("model", "tasks")
-    }
+    acting = {name: value for name, value in ACTING.items() if name not in ("model", "tasks")}
+    assert {name: defaults[name] for name in acting} == acting
 
 
 def test_the_documented_default_rates_are_those_of_the_command():
