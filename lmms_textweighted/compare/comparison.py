@@ -38,7 +38,8 @@ def compare_runs(
     tables = {name: read_published(name) for name in published}
     if not paths and not tables:
         raise InputError("no run is given: name the folders that lmms-eval or a sweep wrote")
-    runs = read_runs(paths, metrics)
+    # As the field prints it: unpruned on top, then budget by budget, each in the order given.
+    runs = sorted(read_runs(paths, metrics), key=lambda run: (not run.unpruned, -(run.figures.kept or 0)))
     named = name_runs(runs)
     names = [name for name, _ in named]
     chosen = find_reference(reference, names, runs)
@@ -97,6 +98,9 @@ def _notes(runs: list[Run], names: list[str], anchor: int, chosen: int | None) -
             notes.append(f"{task}: {len(result.documents)} of its {result.total} documents, a --limit")
     for place, run in enumerate(runs):
         missing = unknowns(run, runs[anchor]) if place != anchor else []
+        other = run.settings.get("dtype"), runs[anchor].settings.get("dtype")
+        if None not in other and other[0] != other[1]:
+            notes.append(f"{names[place]}: dtype is {other[0]}, {names[anchor]}'s is {other[1]}")
         if missing:
             notes.append(f"{names[place]}: not checked against {names[anchor]}, not recorded: {', '.join(missing)}")
     return notes

@@ -136,12 +136,15 @@ def digest(text: str) -> str:
 
 
 def scale_of(value: float, scores: Sequence[float]) -> float | None:
-    """1 or 100 where value is that times the mean score; None where it is neither."""
+    """1 or 100 where value is that times the mean score; None where it is neither.
+
+    Some aggregates are rounded to five places.
+    """
     if not scores:
         return None
     mean = fmean(scores)
     for scale in (1.0, 100.0):
-        if abs(value - scale * mean) <= 1e-6 * scale:
+        if abs(value - scale * mean) <= 1e-5 * scale:
             return scale
     return None
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmms_textweighted.compare.judges import judge
 from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest, scale_of
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness.figures import MISSING_METRIC, TRACE_METRICS
@@ -57,6 +58,8 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
     )
     answered = sum(len(result.documents) for result in tasks.values())
     known = sum("kept_tokens" in record for record in counts)
+    if not ours:
+        run.notes.append(f"{model} is not a model of this project: taken as unpruned")
     if ours and known < answered:
         run.notes.append(f"budget figures are of {known} of {answered} documents: the others came from a cache")
     return run
@@ -159,7 +162,7 @@ def _documents(
     documents: dict[int, Document] = {}
     notes: list[str] = []
     for sample in samples:
-        score, cluster = _score(sample.get(metric), config)
+        score, cluster = _score(metric, sample.get(metric), config)
         document = Document(digest(str(sample.get("target"))), digest(_prompt(sample)), score, cluster)
         if documents.setdefault(int(sample["doc_id"]), document) != document and not notes:
             notes.append("documents are logged several times with different scores (several filters?)")
@@ -171,13 +174,14 @@ def _prompt(sample: dict[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
 
 
-def _score(value: Any, config: dict[str, Any]) -> tuple[float | None, str | None]:
+def _score(metric: str, value: Any, config: dict[str, Any]) -> tuple[float | None, str | None]:
     """(score, cluster) of a logged metric: a number, or a record that holds them under the task's own keys."""
     cluster = None
     if isinstance(value, dict):
         key = config.get("cluster_key")
         cluster = None if key is None or value.get(key) is None else str(value[key])
-        value = value.get(config.get("score_key") or "score")
+        key = config.get("score_key") or "score"
+        value = value[key] if key in value else judge(metric, value)
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None, cluster
     return float(value), cluster

@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmms_textweighted.compare.records import Figures
 from lmms_textweighted.compare.table import Cell, Column, Comparison, Row
 from lmms_textweighted.errors import InputError, unknown
 
 SAME = "≈"  # not significantly different from the reference
 NONE = "–"
-_FIXED = ("method", "tokens", "equivalent", "FLOPs", "KV")
 
 
 def render(comparison: Comparison, format: str) -> str:
@@ -44,16 +44,21 @@ def choose_format(format: str | None, output: Path | None) -> str:
 def show(comparison: Comparison, console: Console | None = None) -> None:
     """Print the table to the terminal: in parts, a few tasks each, where it is too wide for one."""
     console = console or Console()
-    columns = list(comparison.columns)
-    parts: list[list[Column]] = []
-    while columns or not parts:
-        size = max(1, len(columns))
-        while size > 1 and _width(comparison, columns[:size], size == len(columns), console) > console.width:
+    wide = console.options.update(width=10_000)
+
+    def fits(table: Table) -> bool:
+        return console.measure(table, options=wide).maximum <= console.width
+
+    left, parts = list(comparison.columns), 0
+    average = True  # still to be shown
+    while left or average:
+        size = len(left)
+        whole = fits(_table(comparison, left, figures=not parts, average=True))
+        while not whole and size > 1 and not fits(_table(comparison, left[:size], figures=not parts, average=False)):
             size -= 1
-        parts.append(columns[:size])
-        columns = columns[size:]
-    for place, part in enumerate(parts):
-        console.print(_table(comparison, part, place == len(parts) - 1))
+        console.print(_table(comparison, left[:size], figures=not parts, average=whole or not left))
+        average = not (whole or not left)
+        left, parts = left[size:], parts + 1
     for line in _footer(comparison):
         console.print(line, markup=False, highlight=False)
 
@@ -64,31 +69,29 @@ def _terminal(comparison: Comparison) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def _width(comparison: Comparison, columns: Sequence[Column], last: bool, console: Console) -> int:
-    return console.measure(_table(comparison, columns, last)).minimum
-
-
-def _table(comparison: Comparison, columns: Sequence[Column], last: bool) -> Table:
-    table = Table(title="comparison" + (" (FORCED)" if comparison.forced else ""))
-    for heading in _FIXED:
-        left = heading == "method"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+def _table(comparison: Comparison, columns: Sequence[Column], *, figures: bool, average: bool) -> Table:
+    table = Table(title="FORCED: not comparable, see below" if comparison.forced else None)
+    fixed = _fixed(comparison) if figures else ["method"]
+    table.add_column("method", overflow="fold", max_width=34)
+    for heading in fixed[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(f"{column.task}\n{_unit(column)}", justify="right", no_wrap=True)
-    if last:
+        heading = f"{column.task}\n{_unit(column)}".replace("+", "+\n").replace(", ", "\n")
+        table.add_column(heading, justify="right", no_wrap=True)
+    if average:
         table.add_column(_average_heading(comparison).replace(", ", "\n"), justify="right", no_wrap=True)
-    published = False
+    before: Row | None = None
     for row in comparison.rows:
-        if row.published and not published:
+        if before is not None and _group(row) != _group(before):
             table.add_section()
-            published = True
+        before = row
         cells = [_stacked(row.cells.get(column.task)) for column in columns]
-        table.add_row(*_start(row), *cells, *([_stacked(row.average)] if last else []))
+        table.add_row(*_start(comparison, row)[: len(fixed)], *cells, *([_stacked(row.average)] if average else []))
     return table
 
 
 def _markdown(comparison: Comparison) -> str:
-    headings = [*_FIXED, *(f"{c.task} ({_unit(c)})" for c in comparison.columns), _average_heading(comparison)]
+    headings = _headings(comparison)
     lines = ["| " + " | ".join(headings) + " |", "| --- |" + " ---: |" * (len(headings) - 1)]
     for row in comparison.rows:
         lines.append("| " + " | ".join(_pipe(text) for text in _texts(comparison, row)) + " |")
@@ -97,7 +100,7 @@ def _markdown(comparison: Comparison) -> str:
 
 def _latex(comparison: Comparison) -> str:
     columns = comparison.columns
-    headings = [*_FIXED, *(f"{c.task} ({_unit(c)})" for c in columns), _average_heading(comparison)]
+    headings = _headings(comparison)
     lines = [f"% {line}" for line in _footer(comparison)]
     lines += [
         r"\begin{tabular}{l" + "r" * (len(headings) - 1) + "}",
@@ -105,12 +108,13 @@ def _latex(comparison: Comparison) -> str:
         " & ".join(map(_escape, headings)) + r" \\",
         r"\hline",
     ]
-    published = False
+    before: Row | None = None
     for row in comparison.rows:
-        if row.published and not published:
+        if before is not None and _group(row) != _group(before):
             lines.append(r"\hline")
-            published = True
-        texts = [_start(row)[0] + (" (published)" if row.published else ""), *_start(row)[1:]]
+        before = row
+        method, *rest = _start(comparison, row)
+        texts = [method + (" (published)" if row.published else ""), *rest]
         cells = [_latex_cell(row.cells.get(c.task)) for c in columns] + [_latex_cell(row.average)]
         lines.append(" & ".join([*map(_escape, texts), *cells]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
@@ -151,17 +155,30 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".json": "json", ".txt": "terminal"}
 
 
-def _start(row: Row) -> list[str]:
-    """Method, tokens kept, equivalent tokens, FLOPs and KV cache."""
-    figures = row.figures
-    flops = NONE if figures.flops_ratio is None else f"{figures.flops_ratio:.0%}"
-    kv = NONE if figures.kv_bytes is None else _bytes(figures.kv_bytes)
+def _headings(comparison: Comparison) -> list[str]:
+    tasks = [f"{column.task} ({_unit(column)})" for column in comparison.columns]
+    return [*_fixed(comparison), *tasks, _average_heading(comparison)]
+
+
+def _fixed(comparison: Comparison) -> list[str]:
+    """The method and those figures of the budget that any row has."""
+    return ["method", *(name for name, text in _FIGURES.items() if any(text(r.figures) for r in comparison.rows))]
+
+
+def _start(comparison: Comparison, row: Row) -> list[str]:
+    """A row's method and the figures of its budget."""
     method = row.method + (" (reference)" if row.reference else "")
-    return [method, _count(figures.kept), _count(figures.equivalent), flops, kv]
+    return [method, *(_FIGURES[name](row.figures) or NONE for name in _fixed(comparison)[1:])]
+
+
+def _group(row: Row) -> tuple[bool, float | None]:
+    """Rows of one budget stand together; published ones by themselves."""
+    kept = row.figures.kept
+    return row.published, None if row.published or kept is None else round(kept)
 
 
 def _texts(comparison: Comparison, row: Row) -> list[str]:
-    method, *rest = _start(row)
+    method, *rest = _start(comparison, row)
     method += " (published)" if row.published else ""
     return [method, *rest, *(_line(row.cells.get(c.task)) for c in comparison.columns), _line(row.average)]
 
@@ -207,7 +224,7 @@ def _footer(comparison: Comparison) -> list[str]:
 
 
 def _average_heading(comparison: Comparison) -> str:
-    return "average" + ("" if comparison.base is None else f", % of {comparison.base}")
+    return f"average, % of {comparison.base or 'unpruned'}"
 
 
 def _unit(column: Column) -> str:
@@ -215,15 +232,32 @@ def _unit(column: Column) -> str:
 
 
 def _count(value: float | None) -> str:
-    return NONE if value is None else f"{value:.0f}" if math.isclose(value, round(value)) else f"{value:.1f}"
+    if value is None:
+        return ""
+    return f"{value:.0f}" if math.isclose(value, round(value)) else f"{value:.1f}"
 
 
-def _bytes(value: float) -> str:
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return ""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+# Heading -> a figure of the budget as text, empty where it is not known.
+_FIGURES: dict[str, Callable[[Figures], str]] = {
+    "tokens": lambda figures: _count(figures.kept),
+    "equivalent": lambda figures: _count(figures.equivalent),
+    "FLOPs": lambda figures: _share(figures.flops_ratio),
+    "KV": lambda figures: _bytes(figures.kv_bytes),
+}
 
 
 def _pipe(text: Any) -> str:
