@@ -187,18 +187,20 @@ def leaderboard(
     ] = False,
     output_dir: Annotated[Path | None, typer.Option(help="Instead of the config's.")] = None,
     flops_per_second: Annotated[
-        float, typer.Option(help="The estimate's rate, of all devices together; 1e14 is a third of an A100's bfloat16.")
-    ] = 1e14,
+        float | None,
+        typer.Option(help="The estimate's rate, all devices together; else the config's (1e14, a third of an A100)."),
+    ] = None,
     bytes_per_second: Annotated[
-        float, typer.Option(help="The estimate's memory bandwidth while decoding; 1e12 is half of an A100's.")
-    ] = 1e12,
+        float | None,
+        typer.Option(help="The estimate's memory rate while decoding; else the config's (1e12, half of an A100)."),
+    ] = None,
 ) -> None:
     """Tasks x budgets x methods: run what is missing, go on where it stopped, and end in one table."""
-    from lmms_textweighted.leaderboard.estimate import Rates
     from lmms_textweighted.leaderboard.main import Request, run_leaderboard
 
-    rates = Rates(flops_per_second, bytes_per_second)
-    request = Request(config, output_dir, limit, only, launcher, keep_going, dry_run, write, rates)
+    request = Request(
+        config, output_dir, limit, only, launcher, keep_going, dry_run, write, flops_per_second, bytes_per_second
+    )
     raise typer.Exit(run_leaderboard(request))
 
 

@@ -18,11 +18,6 @@ from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape
 from lmms_textweighted.leaderboard.schema import Assumptions, Matrix, Part, Task
 from lmms_textweighted.plan import NONE, Plan
 
-# A third of an A100's 312 TFLOP/s in bfloat16, and half of its 2.0 TB/s (the 80 GB card's data sheet): what an
-# evaluation in plain transformers may reach. Rates of the whole machine: with eight cards, state eight times as much.
-DEFAULT_FLOPS_PER_SECOND = 1e14
-DEFAULT_BYTES_PER_SECOND = 1e12
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -49,10 +44,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the hours stand on. batch: documents that share one reading of the weights while decoding."""
+    """What the hours stand on, all devices together. batch: documents that share one reading of the weights."""
 
-    flops_per_second: float = DEFAULT_FLOPS_PER_SECOND
-    bytes_per_second: float = DEFAULT_BYTES_PER_SECOND
+    flops_per_second: float
+    bytes_per_second: float
     batch: int = 1
 
     def __post_init__(self) -> None:

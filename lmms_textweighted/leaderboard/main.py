@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from loguru import logger
 from rich.console import Console
 
+from lmms_textweighted.compare.published import read_published
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.leaderboard.commands import Run, config_text_of, expand
 from lmms_textweighted.leaderboard.documents import count_documents
@@ -28,7 +29,7 @@ TABLE = "leaderboard"  # the table's files, beside the runs
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for. only: names of runs, with `*`, separated by commas."""
+    """What the command line asks for. only: names of runs, with `*`, separated by commas. Rates: else the config's."""
 
     config: str
     output_dir: Path | None = None
@@ -38,7 +39,8 @@ class Request:
     keep_going: bool = False
     dry_run: bool = False
     write: Path | None = None
-    rates: Rates = field(default_factory=Rates)
+    flops_per_second: float | None = None
+    bytes_per_second: float | None = None
 
 
 def run_leaderboard(request: Request) -> int:
@@ -55,13 +57,14 @@ def run_leaderboard(request: Request) -> int:
     output = request.output_dir or Path(matrix.output)
     if request.limit is not None:  # trials apart from the real thing
         output = output.with_name(f"{output.name}-limit{request.limit}")
+    rates = _rates(request, matrix)
     every = expand(matrix, output=output, limit=request.limit)
     runs = _chosen(every, request.only)
     if request.write is not None:
         _write(request.write, runs, request.config)
         console.print(f"wrote {request.write}: `lmms-eval --config {request.write}` does the {len(runs)} runs")
         return 0
-    _plan(request, matrix, runs, console)
+    _plan(request, matrix, runs, rates, console)
     if request.dry_run:
         show_commands(runs, request.launcher, console)
         return 0
@@ -74,14 +77,24 @@ def run_leaderboard(request: Request) -> int:
     return _verdict(runs, outcomes)
 
 
-def _plan(request: Request, matrix: Matrix, runs: list[Run], console: Console) -> None:
+def _plan(request: Request, matrix: Matrix, runs: list[Run], rates: Rates, console: Console) -> None:
     arguments = matrix.model_args
     pretrained, revision = str(arguments.get("pretrained", DEFAULT_CHECKPOINT)), str(arguments.get("revision", "main"))
     geometry = read_geometry(pretrained, revision, matrix.estimate.config)
-    batch = matrix.options.batch_size
-    rates = replace(request.rates, batch=int(batch) if batch.isdigit() else 1)
+    for table in matrix.published:  # a table that is not there should be noticed before the work, not after it
+        read_published(table)
     parts = count_documents(matrix, request.limit)
     show_plan(matrix, runs, estimate(matrix, runs, geometry, rates, parts), console)
+
+
+def _rates(request: Request, matrix: Matrix) -> Rates:
+    batch, stated = matrix.options.batch_size, matrix.estimate
+    flops, size = request.flops_per_second, request.bytes_per_second
+    return Rates(
+        stated.flops_per_second if flops is None else flops,
+        stated.bytes_per_second if size is None else size,
+        int(batch) if batch.isdigit() else 1,
+    )
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:

@@ -13,6 +13,7 @@ from lmms_textweighted.paths import config_names, config_text
 
 FOLDER = "leaderboard"  # of the configs
 Count = Annotated[int, Field(ge=1, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Scalar = str | int | float | bool
 
 
@@ -80,13 +81,17 @@ class Assumptions(_Strict):
     """What the estimate takes for granted. config: the checkpoint's config.json, for where that is not local.
 
     text_tokens: of a prompt, where the task says nothing. answer_tokens: of an answer, the end token included.
-    element_size: bytes of a weight.
+    element_size: bytes of a weight. flops_per_second, bytes_per_second: rates of all devices together, that the hours
+    stand on. Their defaults are a third of an A100's 312 TFLOP/s in bfloat16 and half of its 2.0 TB/s (the 80 GB card's
+    data sheet): what an evaluation in plain transformers may reach.
     """
 
     config: dict[str, Any] | None = None
     text_tokens: Count = 64
     answer_tokens: Count = 4
     element_size: Count = 2
+    flops_per_second: Rate = 1e14
+    bytes_per_second: Rate = 1e12
 
 
 class Matrix(_Strict):

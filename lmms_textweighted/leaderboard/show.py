@@ -61,13 +61,13 @@ def _tasks(matrix: Matrix, made: Estimate) -> Table:
 def _runs(runs: Sequence[Run], made: Estimate, states: States) -> Table:
     table = Table(title="the runs, each over all tasks", title_justify="left")
     _columns(table, "run", "tokens kept", "equivalent", "FLOPs", "PFLOP", "hours", "state")
-    full = sum(made.unpruned.values(), Cost()).flops
+    full = sum(made.unpruned.values(), Cost()).prefill
     for run, cost in zip(runs, made.runs, strict=True):
         table.add_row(
             escape(run.name),
             str(cost.kept),
             f"{cost.equivalent:.0f}",
-            f"{cost.total.flops / full:.0%}",
+            f"{cost.total.prefill / full:.0%}",
             _number(cost.total.flops / 1e15),
             _number(made.rates.seconds(cost.total) / _HOUR),
             _state(run, *states[run.name]),
@@ -105,8 +105,9 @@ def _sums(made: Estimate, states: States) -> list[str]:
         f"bytes/s ({_number(missing / _HOUR)} of them for what is missing): {shares}.",
         f"Assumed: {made.geometry.image_tokens} tokens a picture, {made.geometry.decoder.layers} layers "
         f"({made.geometry.source}), answers of {assumed.answer_tokens} tokens, {assumed.element_size} bytes a weight, "
-        f"batches of {rates.batch}. FLOPs are those of vision tower, projector and decoder; `equivalent` is the mean "
-        f"of image tokens over all layers, of a document with one picture.",
+        f"batches of {rates.batch}. `equivalent` and FLOPs are as `compare` has them: image tokens of a document with "
+        f"one picture as a mean over the layers, and the decoder's prefill against unpruned. PFLOP and hours count the "
+        f"vision tower, the projector and decoding, too.",
         _NOTE,
     ]
 
