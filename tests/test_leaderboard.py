@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import huggingface_hub.constants
 import psutil
 import pytest
 import torch
@@ -26,6 +27,7 @@ from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.leaderboard.commands import command, config_text_of, expand, shell_line
+from lmms_textweighted.leaderboard.documents import check_tasks, count_documents
 from lmms_textweighted.leaderboard.estimate import (
     Rates,
     document_cost,
@@ -313,6 +315,27 @@ def test_a_limit_takes_the_kinds_of_documents_by_their_share():
     assert [(part.count, part.images) for part in limited(parts, 1)] == [(1, 1)]
 
 
+def test_what_cannot_be_estimated_is_planned_all_the_same(tmp_path, monkeypatch, capsys, offline):
+    small(tmp_path, SMALL.replace("pretrained: tiny", "pretrained: nobody/llava"))
+    monkeypatch.setattr("lmms_textweighted.leaderboard.main.check_tasks", lambda names, include_path: None)
+    leaderboard(monkeypatch, "small.yaml", "--dry-run")
+    said = capsys.readouterr().out
+    assert "No estimate: the config of 'nobody/llava' is not on this machine" in said
+    assert said.count("LMMS_CACHE_RUN_ID=small") == 2
+
+
+@pytest.mark.slow
+def test_documents_that_are_not_stated_are_counted_in_the_local_data(tmp_path, offline):
+    matrix = small(tmp_path, SMALL.replace("{name: shapes_mcq, documents: 500}", "shapes_mcq"))
+    assert count_documents(matrix, None) == {"shapes_mcq": [Part(count=500)]}
+    assert count_documents(matrix, 7) == {"shapes_mcq": [Part(count=7)]}
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    absent = small(tmp_path, SMALL.replace("{name: shapes_mcq, documents: 500}", "scienceqa_img_rank"))
+    with pytest.raises(InputError, match="documents of task 'scienceqa_img_rank' are not stated and not here"):
+        count_documents(absent, None)
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 # What counts as done.
 
 
@@ -550,6 +573,8 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     runs = expand(read_matrix("llava15-7b"), output=Path("board"))
     assert commands == [shell_line(run, launcher) for run in runs]
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="unknown task 'gqqa': did you mean 'gqa'"):
+        check_tasks(["gqa", "gqqa"], None)
     # lmms-eval's own defaults are those that results are held against.
     from lmms_eval.__main__ import parse_eval_args
 

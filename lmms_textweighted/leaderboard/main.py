@@ -14,13 +14,13 @@ from rich.console import Console
 from lmms_textweighted.compare.published import read_published
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.leaderboard.commands import Run, config_text_of, expand
-from lmms_textweighted.leaderboard.documents import count_documents
+from lmms_textweighted.leaderboard.documents import check_tasks, count_documents
 from lmms_textweighted.leaderboard.estimate import Rates, estimate
 from lmms_textweighted.leaderboard.geometry import read_geometry
 from lmms_textweighted.leaderboard.results import done
 from lmms_textweighted.leaderboard.runner import Outcome, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, read_matrix
-from lmms_textweighted.leaderboard.show import show_commands, show_plan
+from lmms_textweighted.leaderboard.show import show_commands, show_plan, show_states
 from lmms_textweighted.loaders import DEFAULT_CHECKPOINT
 
 INTERRUPTED = 130  # as a shell has it
@@ -80,10 +80,16 @@ def run_leaderboard(request: Request) -> int:
 def _plan(request: Request, matrix: Matrix, runs: list[Run], rates: Rates, console: Console) -> None:
     arguments = matrix.model_args
     pretrained, revision = str(arguments.get("pretrained", DEFAULT_CHECKPOINT)), str(arguments.get("revision", "main"))
-    geometry = read_geometry(pretrained, revision, matrix.estimate.config)
-    for table in matrix.published:  # a table that is not there should be noticed before the work, not after it
+    # What is not there should be noticed before the work, not after it.
+    for table in matrix.published:
         read_published(table)
-    parts = count_documents(matrix, request.limit)
+    check_tasks([task.name for task in matrix.tasks], matrix.options.include_path)
+    try:
+        geometry = read_geometry(pretrained, revision, matrix.estimate.config)
+        parts = count_documents(matrix, request.limit)
+    except InputError as error:  # a leaderboard can be run though it cannot be estimated
+        show_states(matrix, runs, f"No estimate: {error}", console)
+        return
     show_plan(matrix, runs, estimate(matrix, runs, geometry, rates, parts), console)
 
 

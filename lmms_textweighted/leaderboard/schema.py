@@ -97,7 +97,8 @@ class Assumptions(_Strict):
 class Matrix(_Strict):
     """A leaderboard: every method at every budget, `none` once, each run over all tasks."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    # Also a folder of the response cache, for which lmms-eval changes any other name.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
     output: str
     model_args: dict[str, Scalar]
     tasks: Annotated[list[Task], Field(min_length=1)]

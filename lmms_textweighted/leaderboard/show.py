@@ -32,6 +32,18 @@ def show_plan(matrix: Matrix, runs: Sequence[Run], made: Estimate, console: Cons
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def show_states(matrix: Matrix, runs: Sequence[Run], why: str, console: Console) -> None:
+    """Print the runs with their state, and why there is no estimate."""
+    states = {run.name: done(run) for run in runs}
+    table = Table(title=f"{matrix.name}: the runs, each over {len(matrix.tasks)} tasks", title_justify="left")
+    _columns(table, "run", "state")
+    for run in runs:
+        table.add_row(escape(run.name), _state(run, *states[run.name]))
+    console.print(table)
+    for line in [*_not_usable(states), why]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def show_commands(runs: Sequence[Run], launcher: str | None, console: Console) -> None:
     """Print each run's command, as a shell takes it."""
     for run in runs:
