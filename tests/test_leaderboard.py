@@ -113,6 +113,19 @@ def test_every_task_of_the_ready_leaderboards_is_in_lmms_evals_own_files():
     assert [task.name for task in read_matrix("llava15-7b").tasks] == standard.split()
 
 
+def test_ready_leaderboards_are_listed_and_a_copy_says_the_same(tmp_path, monkeypatch, capsys):
+    for arguments in ([], ["leaderboard/tiny", "--output", str(tmp_path / "mine.yaml")]):
+        monkeypatch.setattr("sys.argv", ["lmms-textweighted", "config", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    listed = capsys.readouterr().out.split()
+    assert {"leaderboard/tiny", "leaderboard/llava15-7b", "shapes"} <= set(listed)
+    assert not [name for name in listed if name.startswith("published/")]
+    assert f"include_path: {data_folder('tasks')}" in (tmp_path / "mine.yaml").read_text()
+    assert read_matrix(str(tmp_path / "mine.yaml")) == read_matrix("leaderboard/tiny") == read_matrix("tiny")
+
+
 def test_a_config_file_and_a_shell_line_say_the_same(tmp_path):
     runs = expand(small(tmp_path), output=tmp_path / "a b", limit=3)
     entries = yaml.safe_load(config_text_of(runs, "made by a test"))

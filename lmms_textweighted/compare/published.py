@@ -136,6 +136,7 @@ def published_rows(name: str, table: PublishedTable, columns: Sequence[Column]) 
             figures=figures,
             cells={task: Cell(value) for task, value in values.items()},
             source=f"{table.paper}, {printed_row.source or table.source}",
+            unpruned=printed_row.unpruned,
             published=True,
             notes=[printed_row.note] if printed_row.note else [],
         )

@@ -126,8 +126,11 @@ class Run:
 
     @property
     def checkpoint_name(self) -> str | None:
-        """The last part of the checkpoint's name or path, in lower case."""
-        return None if self.checkpoint is None else Path(self.checkpoint.rstrip("/")).name.lower()
+        """The last part of the checkpoint's name or path, in lower case; `tiny` for the embedded one's folder too."""
+        if self.checkpoint is None:
+            return None
+        path = Path(self.checkpoint)
+        return "tiny" if path.parts[-2:] == ("tiny", "checkpoint") else path.name.lower()
 
 
 def digest(text: str) -> str:

@@ -54,6 +54,7 @@ class Row:
     cells: dict[str, Cell]
     source: str
     average: Cell | None = None
+    unpruned: bool = False
     reference: bool = False
     published: bool = False
     notes: list[str] = field(default_factory=list)
@@ -91,7 +92,7 @@ def make_row(name: str, method: str, run: Run, columns: list[Column]) -> Row:
     """A run's numbers and their intervals."""
     cells = {column.task: _cell(run.tasks[column.task], column) for column in columns if column.task in run.tasks}
     notes = [*run.notes, *(f"{task}: {note}" for task, result in run.tasks.items() for note in result.notes)]
-    return Row(name, method, run.figures, cells, str(run.path), notes=notes)
+    return Row(name, method, run.figures, cells, str(run.path), unpruned=run.unpruned, notes=notes)
 
 
 def add_tests(rows: list[Row], runs: list[Run], reference: int, columns: list[Column]) -> None:
@@ -129,7 +130,8 @@ def add_averages(rows: list[Row], runs: list[Run], base: int, columns: list[Colu
             continue
         mean = 100 * sum(ratios) / len(ratios)
         half = 100 * _Z * math.sqrt(variance) / len(ratios)
-        known = run is not runs[base] and math.isfinite(half)
+        # Equal answers have no spread: no interval rather than one of no width.
+        known = half > 1e-9 and math.isfinite(half)
         row.average = Cell(mean, mean - half if known else None, mean + half if known else None)
 
 

@@ -70,7 +70,8 @@ def _terminal(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison, columns: Sequence[Column], *, figures: bool, average: bool) -> Table:
-    table = Table(title="FORCED: not comparable, see below" if comparison.forced else None)
+    title = "FORCED: not comparable, see below" if comparison.forced else None
+    table = Table(title=title)
     fixed = _fixed(comparison) if figures else ["method"]
     table.add_column("method", overflow="fold", max_width=34)
     for heading in fixed[1:]:
@@ -79,14 +80,17 @@ def _table(comparison: Comparison, columns: Sequence[Column], *, figures: bool, 
         heading = f"{column.task}\n{_unit(column)}".replace("+", "+\n").replace(", ", "\n")
         table.add_column(heading, justify="right", no_wrap=True)
     if average:
-        table.add_column(_average_heading(comparison).replace(", ", "\n"), justify="right", no_wrap=True)
+        table.add_column(
+            _average_heading(comparison).replace(", ", "\n").replace(" of ", " of\n"), justify="right", no_wrap=True
+        )
     before: Row | None = None
     for row in comparison.rows:
         if before is not None and _group(row) != _group(before):
             table.add_section()
         before = row
         cells = [_stacked(row.cells.get(column.task)) for column in columns]
-        table.add_row(*_start(comparison, row)[: len(fixed)], *cells, *([_stacked(row.average)] if average else []))
+        method, *budget = _start(comparison, row)[: len(fixed)]
+        table.add_row(method.replace(" (ref", "\n(ref"), *budget, *cells, *([_stacked(row.average)] if average else []))
     return table
 
 
@@ -171,10 +175,10 @@ def _start(comparison: Comparison, row: Row) -> list[str]:
     return [method, *(_FIGURES[name](row.figures) or NONE for name in _fixed(comparison)[1:])]
 
 
-def _group(row: Row) -> tuple[bool, float | None]:
-    """Rows of one budget stand together; published ones by themselves."""
+def _group(row: Row) -> tuple[bool, bool, float | None]:
+    """Rows of one budget stand together, and so do the unpruned and the published ones."""
     kept = row.figures.kept
-    return row.published, None if row.published or kept is None else round(kept)
+    return row.published, row.unpruned, None if row.published or row.unpruned or kept is None else round(kept)
 
 
 def _texts(comparison: Comparison, row: Row) -> list[str]:
