@@ -452,6 +452,19 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path):
         run_missing(runs, console=quiet(), launcher="no-such-program -m lmms_eval")
 
 
+def test_a_leaderboard_that_is_told_to_end_ends_its_run_first(tmp_path):
+    runs = expand(small(tmp_path), output=tmp_path / "board")
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_missing(runs, console=quiet(), launcher="sh -c 'sleep 61 & wait' --")
+    assert time.monotonic() - began < 15
+    assert not [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "61"]]
+    with run_lock(runs[0].folder) as lock:
+        assert lock is not None
+
+
 def test_a_run_of_another_process_is_left_to_it(tmp_path):
     runs = expand(small(tmp_path), output=tmp_path / "board")
     with run_lock(runs[0].folder) as held:
