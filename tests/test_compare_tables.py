@@ -92,7 +92,9 @@ def test_forced_tables_say_so_in_every_format(tmp_path):
     write_run(tmp_path / "a", {"gqa": hits(0.9)}, strategy="none")
     write_run(tmp_path / "b", {"gqa": hits(0.9)}, conv_template="plain")
     forced = compare_runs([tmp_path], force=True)
-    for format in ("terminal", "markdown", "latex"):
+    printed = [line for line in render(forced, "latex").splitlines() if not line.startswith("%")]
+    assert any(r"\multicolumn{7}{l}{\scriptsize FORCED, not comparable: text\_weighted@64" in line for line in printed)
+    for format in ("terminal", "markdown"):
         assert "FORCED, not comparable: text_weighted@64 cannot be compared with unpruned" in render(forced, format)
     assert json.loads(render(forced, "json"))["forced"]
     assert {line["forced"] for line in csv.DictReader(io.StringIO(render(forced, "csv")))} == {"True"}
