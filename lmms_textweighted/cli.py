@@ -1,4 +1,4 @@
-"""The command line: `lmms-textweighted sweep | compare | regress | convert | tasks-path | config | export-scienceqa`.
+"""The command line: `lmms-textweighted sweep | leaderboard | compare | regress | convert | …`.
 
 Nothing heavy is imported here: `--help` must answer at once.
 """
@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from lmms_textweighted.errors import InputError, TextweightedError
-from lmms_textweighted.paths import data_folder
+from lmms_textweighted.paths import config_names, config_text, data_folder
 from lmms_textweighted.processes import named
 from lmms_textweighted.watch import tell_others
 
@@ -49,22 +49,22 @@ def config(
     name: Annotated[str | None, typer.Argument(help="A config's name; all names without it.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
 ) -> None:
-    """Print a ready `lmms-eval --config` file, with this installation's absolute paths filled in."""
-    folder = data_folder("configs")
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    """Print a ready config file, with this installation's absolute paths filled in.
+
+    Those under leaderboard/ are for `lmms-textweighted leaderboard`, experiment is for `sweep --config`, the others are
+    for `lmms-eval --config`.
+    """
+    known = [known for known in config_names() if not known.startswith("published/")]  # tables, for `compare`
     if name is None:
         print("\n".join(known))
         return
     if name not in known:
         raise InputError(f"unknown config {name!r}: known are {', '.join(known)}")
-    text = (folder / f"{name}.yaml").read_text().replace("${TASKS}", str(data_folder("tasks")))
+    text = config_text(name)
     if output is None:
         print(text, end="")
         return
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise InputError(f"config file {str(output)!r} cannot be written: {error.strerror}") from error
+    _write(output, text)
 
 
 @app.command("export-scienceqa")
@@ -206,6 +206,45 @@ def regress(
     from lmms_textweighted.regress.command import regress as run
 
     raise typer.Exit(run(baseline, options, update=update, strict=strict, output=output))
+
+
+@app.command("leaderboard")
+def leaderboard(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a ready one: tiny, llava15-7b.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, cost estimate and commands; run nothing.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the runs to a file for `lmms-eval --config`; run nothing.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first N documents of each task, to try it out; in a folder of its own.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Some of the runs: 'none,fastv-*'.")] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="Starts lmms-eval: 'accelerate launch --num_processes 8 -m lmms_eval'; else this Python."),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a failed run, instead of ending at the first one.")
+    ] = False,
+    output_dir: Annotated[Path | None, typer.Option(help="Instead of the config's.")] = None,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option(help="The estimate's rate, all devices together; else the config's (1e14, a third of an A100)."),
+    ] = None,
+    bytes_per_second: Annotated[
+        float | None,
+        typer.Option(help="The estimate's memory rate while decoding; else the config's (1e12, half of an A100)."),
+    ] = None,
+) -> None:
+    """Tasks x budgets x methods: run what is missing, go on where it stopped, and end in one table."""
+    from lmms_textweighted.leaderboard.main import Request, run_leaderboard
+
+    request = Request(
+        config, output_dir, limit, only, launcher, keep_going, dry_run, write, flops_per_second, bytes_per_second
+    )
+    raise typer.Exit(run_leaderboard(request))
 
 
 @app.command("compare")

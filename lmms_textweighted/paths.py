@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lmms_textweighted.errors import InputError
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -12,6 +14,24 @@ def data_folder(name: str) -> Path:
     """`tasks` or `configs`: inside the package when installed, beside it in a checkout."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def config_names(folder: str = "") -> list[str]:
+    """The ready configs, or those of one of their folders, without `.yaml`: `shapes`, `leaderboard/tiny`."""
+    root = data_folder("configs") / folder
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def config_text(config: str | Path) -> str:
+    """A ready config by name, or a file's text, with this installation's absolute paths filled in for `${TASKS}`.
+
+    Raises InputError when a file cannot be read.
+    """
+    path = config if isinstance(config, Path) else data_folder("configs") / f"{config}.yaml"
+    try:
+        return path.read_text().replace("${TASKS}", str(data_folder("tasks")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
 
 
 def checkpoint_folder() -> Path:

@@ -45,6 +45,7 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
         "lmms_textweighted/tasks/shapes_mcq/_shapes_mcq.yaml",
         "lmms_textweighted/tasks/scienceqa_img_rank/scienceqa_img_rank.yaml",
         "lmms_textweighted/configs/experiment.yaml",
+        "lmms_textweighted/configs/leaderboard/tiny.yaml",
         "lmms_textweighted/configs/published/fastv_192.yaml",
         "lmms_textweighted/compare/statistics.py",
     ):

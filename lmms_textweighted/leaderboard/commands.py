@@ -1,0 +1,119 @@
+"""A leaderboard -> its runs, and each run -> lmms-eval's command line or an entry of its `--config` file."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.settings import Settings
+from lmms_textweighted.leaderboard.schema import Matrix, Method
+from lmms_textweighted.plan import NONE, Plan
+
+MODEL = "llava_textweighted"
+# lmms-eval makes up a new id for each run of its response cache, and then finds nothing of a killed one's.
+RUN_ID = "LMMS_CACHE_RUN_ID"
+_NOT_IN_ARGUMENTS = ",{}[]'\""  # what lmms-eval's reading of `a=1,b=2` would take apart
+
+
+@dataclass(frozen=True)
+class Run:
+    """One lmms-eval run: a method at a budget (None: nothing is removed) over all tasks.
+
+    options: lmms-eval's options by name, as in a `--config` file. environment: variables it needs.
+    """
+
+    name: str
+    method: str
+    budget: int | None
+    plan: Plan
+    folder: Path
+    options: dict[str, Any]
+    environment: dict[str, str]
+
+    @property
+    def tasks(self) -> list[str]:
+        return str(self.options["tasks"]).split(",")
+
+
+def expand(matrix: Matrix, *, output: Path, limit: int | None = None) -> list[Run]:
+    """All runs of a leaderboard, in its order: methods, and their budgets from the first named on.
+
+    Each gets a folder of its own under `output`, named for what it is. limit: documents of each task, for trying out.
+    Raises InputError or PlanError for model arguments that cannot be, and for two runs of one name.
+    """
+    runs: list[Run] = []
+    for method in matrix.methods:
+        budgets = [None] if method.strategy == NONE.name else method.budgets or matrix.budgets
+        runs += [_run(matrix, method, budget, output, limit) for budget in budgets]
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"leaderboard {matrix.name!r} has two runs of the name {name!r}: rename a method")
+    return runs
+
+
+def command(run: Run, launcher: str | None = None) -> list[str]:
+    """The run's lmms-eval command. launcher: what starts lmms-eval instead of this Python, as a shell would read it.
+
+    Raises InputError for a launcher that no shell could read.
+    """
+    start = [sys.executable, "-m", "lmms_eval"]
+    if launcher is not None:
+        try:
+            start = shlex.split(launcher)
+        except ValueError as error:
+            raise InputError(f"launcher is {launcher!r}: {error}") from error
+        if not start:
+            raise InputError(f"launcher is {launcher!r}: give a command, as `accelerate launch -m lmms_eval`")
+    for name, value in run.options.items():
+        start += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return start
+
+
+def shell_line(run: Run, launcher: str | None = None) -> str:
+    """The run's command as a line for a shell, its variables in front."""
+    variables = [f"{name}={shlex.quote(value)}" for name, value in run.environment.items()]
+    return " ".join([*variables, shlex.join(command(run, launcher))])
+
+
+def config_text_of(runs: list[Run], heading: str) -> str:
+    """The runs as a file for `lmms-eval --config`: a YAML list, under a comment."""
+    entries = [{**run.options, "env": run.environment} for run in runs]
+    return f"# {heading}\n{yaml.safe_dump(entries, sort_keys=False, width=1000)}"
+
+
+def _run(matrix: Matrix, method: Method, budget: int | None, output: Path, limit: int | None) -> Run:
+    name = method.label if budget is None else f"{method.label}-{budget}"
+    arguments: dict[str, Any] = {**matrix.model_args, "strategy": method.strategy, **method.model_args}
+    if budget is not None:
+        arguments["keep_tokens"] = budget
+    plan = Settings.parse(arguments).plan()
+    folder = output / name
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "model_args": ",".join(f"{key}={_plain(key, value)}" for key, value in arguments.items()),
+        "tasks": ",".join(task.name for task in matrix.tasks),
+        **matrix.options.model_dump(exclude_defaults=True),
+        "batch_size": matrix.options.batch_size,
+        "log_samples": True,
+        "output_path": str(folder),
+        "use_cache": str(folder / "cache"),
+    }
+    if limit is not None:
+        options["limit"] = limit
+    # The same for all runs, since a `--config` file sets the variables of all its entries before the first one runs;
+    # the caches are apart, each in its run's folder.
+    return Run(name, method.label, budget, plan, folder, options, {RUN_ID: matrix.name})
+
+
+def _plain(name: str, value: Any) -> str:
+    text = str(value)
+    if not text or any(sign in text for sign in _NOT_IN_ARGUMENTS) or text != text.strip():
+        raise InputError(f"model argument {name} is {text!r}: lmms-eval takes no text with commas, quotes or brackets")
+    return text
