@@ -523,7 +523,7 @@ def test_a_lock_lives_on_in_the_child_of_a_killed_process(tmp_path):
 
 # The real thing.
 
-LIMIT = 24
+LIMIT = 12
 
 
 @pytest.fixture
@@ -576,14 +576,14 @@ def leaderboard(monkeypatch, *arguments: str) -> None:
 def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_path, monkeypatch, capsys, offline):
     matrix = small(tmp_path)
     runs = expand(matrix, output=Path(f"board-limit{LIMIT}"), limit=LIMIT)
-    watcher = kill_after(runs[1], 8)
+    watcher = kill_after(runs[1], 4)
     (outcome,) = run_missing(runs[1:], console=quiet())
     watcher.join()
     assert outcome.results is None
     assert f"exit code -{signal.SIGKILL.value}; no results yet" in outcome.why
     assert not list(tmp_path.rglob("*_results.json"))
     before = cached_answers(runs[1])
-    assert 8 <= before < LIMIT
+    assert 4 <= before < LIMIT
     console = quiet()
     run_missing(runs[1:], console=console, launcher="false")
     assert f"text_weighted-64: goes on, {before} answers are cached" in console.export_text()
