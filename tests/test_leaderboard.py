@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -131,22 +132,46 @@ def test_a_config_file_and_a_shell_line_say_the_same(tmp_path):
     entries = yaml.safe_load(config_text_of(runs, "made by a test"))
     assert [entry["limit"] for entry in entries] == [3, 3]
     for entry, run in zip(entries, runs, strict=True):
-        assert entry.pop("env") == {"LMMS_CACHE_RUN_ID": "small"}
+        environment = entry.pop("env")
+        assert environment == run.environment
+        assert environment["LMMS_CACHE_RUN_ID"] == "small"
         line = subprocess.run(
             ["sh", "-c", f"set -- {shell_line(run, 'echo')}; printf '%s\\n' \"$@\""],
             capture_output=True,
             text=True,
             check=True,
         ).stdout.splitlines()
-        assert line[:2] == ["LMMS_CACHE_RUN_ID=small", "echo"]
+        assert line[:3] == [*(f"{name}={value}" for name, value in environment.items()), "echo"]
         expected = [
             word
             for name, value in entry.items()
             for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]
-        assert line[2:] == expected == command(run, "echo")[1:]
+        assert line[3:] == expected == command(run, "echo")[1:]
         assert entry["batch_size"] == "4"
         assert entry["include_path"] == str(data_folder("tasks"))
+
+
+def test_git_looks_no_further_up_than_lmms_evals_own_checkout(tmp_path, monkeypatch):
+    """Its commit keys the response cache: that of a project around a virtual environment must not."""
+    (ceiling,) = {run.environment["GIT_CEILING_DIRECTORIES"] for run in expand(small(tmp_path), output=tmp_path)}
+    (place,) = importlib.util.find_spec("lmms_eval").submodule_search_locations
+    assert Path(ceiling) == Path(place).resolve().parents[1]
+    packages = tmp_path / "project" / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    found = []
+    for ceiling, repository in (
+        (tmp_path, tmp_path / "project"),
+        (packages.parent, packages.parent),
+        (packages.parent, packages),
+    ):
+        subprocess.run(["git", "init", "--quiet", str(repository)], check=True)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(ceiling))
+        looked = subprocess.run(
+            ["git", "-C", str(packages), "rev-parse", "--git-dir"], capture_output=True, check=False
+        )
+        found.append(looked.returncode == 0)
+    assert found == [True, False, True]
 
 
 def test_a_launcher_takes_the_place_of_this_python(tmp_path):
@@ -498,7 +523,7 @@ def test_a_lock_lives_on_in_the_child_of_a_killed_process(tmp_path):
 
 # The real thing.
 
-LIMIT = 24
+LIMIT = 12
 
 
 @pytest.fixture
@@ -551,14 +576,14 @@ def leaderboard(monkeypatch, *arguments: str) -> None:
 def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_path, monkeypatch, capsys, offline):
     matrix = small(tmp_path)
     runs = expand(matrix, output=Path(f"board-limit{LIMIT}"), limit=LIMIT)
-    watcher = kill_after(runs[1], 8)
+    watcher = kill_after(runs[1], 4)
     (outcome,) = run_missing(runs[1:], console=quiet())
     watcher.join()
     assert outcome.results is None
     assert f"exit code -{signal.SIGKILL.value}; no results yet" in outcome.why
     assert not list(tmp_path.rglob("*_results.json"))
     before = cached_answers(runs[1])
-    assert 8 <= before < LIMIT
+    assert 4 <= before < LIMIT
     console = quiet()
     run_missing(runs[1:], console=console, launcher="false")
     assert f"text_weighted-64: goes on, {before} answers are cached" in console.export_text()
@@ -595,12 +620,20 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     assert "13 runs, 3,547,193 documents" in said
     assert "at 8e+14 FLOP/s and 1e+12 bytes/s" in said
     assert "Arithmetic, not a measurement" in said
-    commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b accelerate launch")]
+    commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b ")]
     runs = expand(read_matrix("llava15-7b"), output=Path("board"))
     assert commands == [shell_line(run, launcher) for run in runs]
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="unknown task 'gqqa': did you mean 'gqa'"):
         check_tasks(["gqa", "gqqa"], None)
+    # A commit in the project that a virtual environment lies in loses no cached answer.
+    from lmms_eval.utils import get_lmms_eval_cache_version
+
+    for name in ("LMMS_EVAL_GIT_COMMIT", "GIT_COMMIT", "GITHUB_SHA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in runs[0].environment.items():
+        monkeypatch.setenv(name, value)
+    assert get_lmms_eval_cache_version() == importlib.metadata.version("lmms-eval")
     # lmms-eval's own defaults are those that results are held against.
     from lmms_eval.__main__ import parse_eval_args
 

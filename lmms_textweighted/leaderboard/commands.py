@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from lmms_textweighted.plan import NONE, Plan
 MODEL = "llava_textweighted"
 # lmms-eval makes up a new id for each run of its response cache, and then finds nothing of a killed one's.
 RUN_ID = "LMMS_CACHE_RUN_ID"
+# lmms-eval keys its cache by the commit of the git checkout that it is installed in: of the user's own project, where a
+# virtual environment lies in one. Any commit there, and no answer is found again. So git must not look further up.
+GIT_CEILING = "GIT_CEILING_DIRECTORIES"
 _NOT_IN_ARGUMENTS = ",{}[]'\""  # what lmms-eval's reading of `a=1,b=2` would take apart
 
 
@@ -109,7 +113,16 @@ def _run(matrix: Matrix, method: Method, budget: int | None, output: Path, limit
         options["limit"] = limit
     # The same for all runs, since a `--config` file sets the variables of all its entries before the first one runs;
     # the caches are apart, each in its run's folder.
-    return Run(name, method.label, budget, plan, folder, options, {RUN_ID: matrix.name})
+    environment = {RUN_ID: matrix.name, GIT_CEILING: str(_above_lmms_eval())}
+    return Run(name, method.label, budget, plan, folder, options, environment)
+
+
+def _above_lmms_eval() -> Path:
+    """The folder above the one that holds the package. In a checkout of lmms-eval itself its commit is still found."""
+    found = importlib.util.find_spec("lmms_eval")  # imports nothing
+    if found is None or not found.submodule_search_locations:
+        raise InputError("lmms_eval is not installed: install lmms-textweighted with its requirements")
+    return Path(found.submodule_search_locations[0]).resolve().parent.parent
 
 
 def _plain(name: str, value: Any) -> str:
