@@ -372,3 +372,10 @@ def test_unfinished_sweeps_and_empty_paths_are_one_clear_line(tmp_path):
     answers.with_name("fastv_textweighted_layer2_experiment.json").unlink()
     with pytest.raises(InputError, match="the sweep did not finish"):
         compare_runs([folder])
+
+
+def test_what_a_task_hands_in_is_not_taken_for_results(tmp_path):
+    write_run(tmp_path / "run", {"task": [1.0, 0.0]}, strategy="none")
+    (tmp_path / "run" / "submissions").mkdir()
+    (tmp_path / "run" / "submissions" / "mmbench_en_dev_results.json").write_text('{"0": "A"}')
+    assert len(compare_runs([tmp_path / "run"]).rows) == 1

@@ -39,15 +39,17 @@ def _files(path: Path) -> list[Path]:
         raise InputError(f"run {str(path)!r} is no *{RESULTS} and no {EXPERIMENT}: give one of them, or their folder")
     if not path.is_dir():
         raise InputError(f"run {str(path)!r} does not exist: give a folder that lmms-eval or a sweep wrote")
-    found = sorted(path.rglob(f"*{RESULTS}")) + sorted(path.rglob(EXPERIMENT))
+    # Some tasks write what is to be handed in (`submissions/mmbench_en_dev_results.json`) beside the results.
+    results = [file for file in path.rglob(f"*{RESULTS}") if file.parent.name != "submissions"]
+    found = sorted(results) + sorted(path.rglob(EXPERIMENT))
     for answers in path.rglob(ANSWERS):
         json_file = answers.with_name(answers.name.replace(".answers.jsonl", ".json"))
         if not json_file.is_file():
             raise InputError(f"run {str(answers)!r} has answers but no {json_file.name}: the sweep did not finish")
     for samples in path.rglob("*_samples_*.jsonl"):
-        results = samples.name.partition("_samples_")[0] + RESULTS
-        if not samples.with_name(results).is_file():
-            raise InputError(f"run {str(samples)!r} has samples but no {results}: the run did not finish")
+        name = samples.name.partition("_samples_")[0] + RESULTS
+        if not samples.with_name(name).is_file():
+            raise InputError(f"run {str(samples)!r} has samples but no {name}: the run did not finish")
     if not found:
         raise InputError(f"run {str(path)!r} has no *{RESULTS} and no {EXPERIMENT}: it is empty or did not finish")
     return found
