@@ -46,7 +46,7 @@ def requests_of(documents: Any) -> list[Instance]:
     ]
 
 
-def run(documents: int = 200, repeats: int = 3) -> list[Row]:
+def run(documents: int = 200, repeats: int = 5) -> list[Row]:
     """One row; the models take turns."""
     sys.argv[1:] = []  # our model looks at lmms-eval's own arguments
     chosen = load_testset().select(range(documents))
@@ -76,7 +76,7 @@ def run(documents: int = 200, repeats: int = 3) -> list[Row]:
     ]
 
 
-def main(documents: int = typer.Option(200), repeats: int = typer.Option(3)) -> None:
+def main(documents: int = typer.Option(200), repeats: int = typer.Option(5)) -> None:
     """Print the row."""
     show(run(documents, repeats))
 

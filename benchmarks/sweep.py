@@ -105,7 +105,7 @@ def run(repeats: int = 5) -> list[Row]:
         Row(
             f"sweep, {size}: each budget by itself / ours", scale * times["one by one"].median / whole, 1.7, note=scaled
         ),
-        *growth(llava, documents[:12], repeats=3),
+        *growth(llava, documents[:8], repeats=3),
     ]
 
 
@@ -114,7 +114,7 @@ def growth(llava: PrunedLlava, documents: Sequence[Document], repeats: int) -> l
     rows = []
     sizes: dict[str, dict[str, tuple[Sequence[Document], Sequence[int]]]] = {
         "questions": {str(len(documents) // part): (documents[::part], BUDGETS) for part in (4, 2, 1)},
-        "budgets": {str(len(BUDGETS[::part])): (documents[:3], BUDGETS[::part]) for part in (4, 2, 1)},
+        "budgets": {str(len(BUDGETS[::part])): (documents[:2], BUDGETS[::part]) for part in (4, 2, 1)},
     }
     for what, cases in sizes.items():
         work = {name: partial(sweep, llava, asked, budgets) for name, (asked, budgets) in cases.items()}
