@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART …]`: the CPU set, as JSON and a Markdown table in `benchmarks/results/`.
 
-Without a part, everything that this machine can; the 7B rows need a GPU. Each part runs in a process of its own, because
-the thread pools of one slow down the next. Rows are written after each part.
+Without a part, everything that this machine can; the 7B rows need a GPU. Each part runs in a process of its own,
+because the thread pools of one slow down the next. Rows are written after each part.
 """
 
 from __future__ import annotations
