@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TextweightedError(ValueError):
@@ -16,6 +17,16 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, or its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def first_problem(error: Any) -> str:
+    """A pydantic ValidationError's first complaint in one line: where, the value, and what should be."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    value = problem["input"]
+    if isinstance(value, str | int | float):
+        where += f" is {value!r}"
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmms_textweighted.compare.records import Figures, Run
 from lmms_textweighted.compare.table import Cell, Column, Row
-from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.errors import InputError, first_problem, unknown
 from lmms_textweighted.paths import data_folder
 
 
@@ -69,9 +69,7 @@ def read_published(name: str) -> PublishedTable:
     except yaml.YAMLError as error:
         raise InputError(f"published table {name!r} is no YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"published table {name!r} is wrong at {place}: {first['msg']}") from error
+        raise InputError(f"published table {name!r} is wrong at {first_problem(error)}") from error
     for row in table.rows:
         for task in row.values:
             if task not in table.columns:

@@ -61,13 +61,24 @@ def paired_test(
     one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     difference = float((one - two).mean())
     groups = _groups(clusters)
-    if groups is None and np.isin(np.concatenate([one, two]), (0.0, 1.0)).all():
-        from statsmodels.stats.contingency_tables import mcnemar
-
-        both = np.array([[((one == a) & (two == b)).sum() for b in (1, 0)] for a in (1, 0)])
-        return PairedTest("McNemar exact", len(one), difference, float(mcnemar(both, exact=True).pvalue))
+    if groups is None and are_hits(one, two):
+        return PairedTest("McNemar exact", len(one), difference, mcnemar_exact(one, two))
     name = "paired bootstrap" if groups is None else "paired cluster bootstrap"
     return PairedTest(name, len(one), difference, _bootstrap(one - two, groups, seed))
+
+
+def are_hits(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether all scores of two runs are 0 or 1."""
+    return bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
+
+
+def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p-value of McNemar's exact test of the same documents' 0/1 scores in two runs."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    table = np.array([[((one == a) & (two == b)).sum() for b in (1, 0)] for a in (1, 0)])
+    return float(mcnemar(table, exact=True).pvalue)
 
 
 def ratio_variance(first: Sequence[float], second: Sequence[float], clusters: Sequence[str] | None = None) -> float:

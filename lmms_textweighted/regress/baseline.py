@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, first_problem
 from lmms_textweighted.regress.compact import from_ranges
 
 SCHEMA_VERSION = 1  # of what this program writes and reads
@@ -185,16 +185,6 @@ def write_baseline(path: Path, baseline: Baseline) -> int:
 def to_text(baseline: Baseline) -> str:
     """The file's text: every top-level object and list opened, everything inside them on one line each."""
     return _opened(baseline.model_dump(mode="json"), depth=2) + "\n"
-
-
-def first_problem(error: ValidationError) -> str:
-    """pydantic's first complaint in one line: where, the value, and what should be."""
-    problem = error.errors()[0]
-    where = ".".join(map(str, problem["loc"]))
-    value = problem["input"]
-    if isinstance(value, str | int | float):
-        where += f" is {value!r}"
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def _opened(value: Any, depth: int, indent: int = 0) -> str:

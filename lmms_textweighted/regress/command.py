@@ -8,14 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from lmms_textweighted.errors import InputError, NotComparableError, TextweightedError
+from lmms_textweighted.errors import InputError, NotComparableError, TextweightedError, first_problem
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.ranges import parse_tokens
 from lmms_textweighted.regress.baseline import (
     Baseline,
     Settings,
-    first_problem,
     read_baseline,
     write_baseline,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lmms_textweighted.compare.statistics import are_hits, mcnemar_exact
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, Setup, Tolerances
 from lmms_textweighted.regress.compact import to_ranges
@@ -94,11 +95,8 @@ def paired_p_value(old: Sequence[float], new: Sequence[float]) -> float:
     before, after = np.asarray(old, dtype=float), np.asarray(new, dtype=float)
     if (before == after).all():
         return 1.0
-    if np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
-        from statsmodels.stats.contingency_tables import mcnemar  # seconds to import, and only needed for a change
-
-        table = [[int(((before == a) & (after == b)).sum()) for b in (1, 0)] for a in (1, 0)]
-        return float(mcnemar(table, exact=True).pvalue)
+    if are_hits(old, new):
+        return mcnemar_exact(old, new)
     from scipy.stats import permutation_test
 
     done = permutation_test(
