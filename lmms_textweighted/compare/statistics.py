@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
@@ -67,12 +68,12 @@ def paired_test(
     return PairedTest(name, len(one), difference, _bootstrap(one - two, groups, seed))
 
 
-def are_hits(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether all scores of two runs are 0 or 1."""
-    return bool(np.isin(np.concatenate([first, second]), (0.0, 1.0)).all())
+def are_hits(*scores: ArrayLike) -> bool:
+    """Whether all scores of these runs are 0 or 1."""
+    return all(bool(np.isin(one, (0.0, 1.0)).all()) for one in scores)
 
 
-def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
+def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> float:
     """Two-sided p-value of McNemar's exact test of the same documents' 0/1 scores in two runs."""
     from statsmodels.stats.contingency_tables import mcnemar
 
