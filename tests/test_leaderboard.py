@@ -574,7 +574,8 @@ def leaderboard(monkeypatch, *arguments: str) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_path, monkeypatch, capsys, offline):
-    matrix = small(tmp_path)
+    # One by one: of larger batches, up to four are answered before the first answer goes out.
+    matrix = small(tmp_path, SMALL.replace("batch_size: 4", "batch_size: 1"))
     runs = expand(matrix, output=Path(f"board-limit{LIMIT}"), limit=LIMIT)
     watcher = kill_after(runs[1], 4)
     (outcome,) = run_missing(runs[1:], console=quiet())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Batches whose requests are sorted among themselves. A killed run loses at most so many.
-WINDOW = 16
+WINDOW = 4
 
 
 def batches(
