@@ -29,7 +29,14 @@ from transformers import (
 )
 
 from lmms_textweighted.pruner import prune
-from tests.oracles import ExpectedStage, anyres_grid, anyres_tokens
+from tests.oracles import (
+    ExpectedStage,
+    anyres_grid,
+    anyres_tokens,
+    expected_ranks,
+    masked_logits,
+    removed_by,
+)
 
 IMAGE = "image"
 VOCABULARY = 64
@@ -293,6 +300,25 @@ def assert_stages(document: Any, expected: Sequence[ExpectedStage]) -> None:
         np.testing.assert_allclose(stage.text_weights.numpy(), list(plain.weights.values()), atol=1e-5, rtol=0)
         assert stage.scores.dtype == stage.text_weights.dtype == torch.float32
         assert_same_choice(stage.kept.tolist(), plain.kept, plain.scores)
+
+
+def assert_equals_masked_model(model: Any, inputs: Mapping[str, Any], out: Any, document: Any) -> None:
+    """A pruned prefill of one prompt, with ranks, is that of the whole sequence with the removed tokens masked."""
+    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == document.lengths
+    removed = removed_by(document)
+    torch.testing.assert_close(out.logits[0, -1].double(), masked_logits(model, inputs, removed), atol=1e-4, rtol=0)
+    ranks = expected_ranks(model, inputs, removed, document.stages[-1].kept.tolist())
+    assert document.ranks.effective == pytest.approx(ranks.effective, rel=1e-4)
+
+
+def assert_removal_matters(
+    model: Any, inputs: Mapping[str, Any], expected: Sequence[ExpectedStage], removed: dict[int, list[int]]
+) -> None:
+    """Masking moves the logits far more than a comparison's tolerance, and so does one token more after layer 1."""
+    whole, masked = masked_logits(model, inputs, {}), masked_logits(model, inputs, removed)
+    assert (masked - whole).abs().max() > 0.01
+    one_less = {1: sorted([*removed[1], expected[0].kept[0]])}
+    assert (masked - masked_logits(model, inputs, one_less)).abs().max() > 0.001
 
 
 def assert_same_trace(a: Any, b: Any) -> None:

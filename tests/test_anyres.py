@@ -32,6 +32,8 @@ from tests.conftest import (
     PINPOINTS,
     TILE,
     assert_batch_equals_rows,
+    assert_equals_masked_model,
+    assert_removal_matters,
     assert_same_trace,
     assert_stages,
     build_anyres,
@@ -40,7 +42,6 @@ from tests.conftest import (
 )
 from tests.oracles import (
     anyres_tokens,
-    expected_ranks,
     expected_stages,
     find_places,
     masked_generate,
@@ -135,11 +136,7 @@ def test_choices_and_logits_equal_those_of_the_masked_model(small_anyres, rows, 
     assert document.image_lengths == lengths_after(PLANS[name], places, 5)
     text = document.full_length - document.image_tokens
     assert document.lengths == [text + images for images in document.image_lengths]
-    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == document.lengths
-    removed = removed_by(document)
-    torch.testing.assert_close(out.logits[0, -1].double(), masked_logits(model, inputs, removed), atol=1e-4, rtol=0)
-    ranks = expected_ranks(model, inputs, removed, document.stages[-1].kept.tolist())
-    assert document.ranks.effective == pytest.approx(ranks.effective, rel=1e-4)
+    assert_equals_masked_model(model, inputs, out, document)
 
 
 @every_family
@@ -149,10 +146,7 @@ def test_masking_moves_the_logits_far_more_than_the_tolerance(small_anyres, rows
     prompt = PROMPTS["interleaved"]
     inputs = make_anyres_inputs(model, [prompt], seed=1)
     expected, removed = expected_stages(model, inputs, PLANS["text_weighted"], rows(model, prompt))
-    whole, masked = masked_logits(model, inputs, {}), masked_logits(model, inputs, removed)
-    assert (masked - whole).abs().max() > 0.01
-    one_less = {1: sorted([*removed[1], expected[0].kept[0]])}
-    assert (masked - masked_logits(model, inputs, one_less)).abs().max() > 0.001
+    assert_removal_matters(model, inputs, expected, removed)
 
 
 @every_attention

@@ -20,9 +20,17 @@ from lmms_textweighted.fanout import continue_prefix, run_prefix
 from lmms_textweighted.plan import Plan, Stage, make_plan
 from lmms_textweighted.pruner import prune
 from lmms_textweighted.splice.llava import take_cache_by_its_name
-from tests.conftest import PATCH, TILE, assert_batch_equals_rows, assert_same_trace, assert_stages, fill_weights
+from tests.conftest import (
+    PATCH,
+    TILE,
+    assert_batch_equals_rows,
+    assert_equals_masked_model,
+    assert_removal_matters,
+    assert_same_trace,
+    assert_stages,
+    fill_weights,
+)
 from tests.oracles import (
-    expected_ranks,
     expected_stages,
     find_places,
     masked_generate,
@@ -221,11 +229,7 @@ def test_choices_and_logits_equal_those_of_the_masked_model(models, kind, attn, 
     assert document.image_tokens == len(places.image_tokens)
     assert document.full_length == len(places.image_tokens) + sum(part for part in prompt if isinstance(part, int))
     assert document.kept_tokens == len(expected[-1].kept)
-    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == document.lengths
-    removed = removed_by(document)
-    torch.testing.assert_close(out.logits[0, -1].double(), masked_logits(model, inputs, removed), atol=1e-4, rtol=0)
-    ranks = expected_ranks(model, inputs, removed, document.stages[-1].kept.tolist())
-    assert document.ranks.effective == pytest.approx(ranks.effective, rel=1e-4)
+    assert_equals_masked_model(model, inputs, out, document)
 
 
 @every_kind
@@ -234,10 +238,7 @@ def test_masking_moves_the_logits_far_more_than_the_tolerance(models, kind):
     model, prompt = models(kind), PROMPTS["interleaved"]
     inputs = make_inputs(model, [prompt], seed=1)
     expected, removed = expected_stages(model, inputs, PLANS["text_weighted"], places_of(kind, prompt))
-    whole, masked = masked_logits(model, inputs, {}), masked_logits(model, inputs, removed)
-    assert (masked - whole).abs().max() > 0.01
-    one_less = {1: sorted([*removed[1], expected[0].kept[0]])}
-    assert (masked - masked_logits(model, inputs, one_less)).abs().max() > 0.001
+    assert_removal_matters(model, inputs, expected, removed)
 
 
 @every_attention
