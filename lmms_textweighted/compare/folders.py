@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmms_textweighted.compare.records import Run
-from lmms_textweighted.compare.runs import RESULTS, read_results
+from lmms_textweighted.compare.runs import read_results
 from lmms_textweighted.compare.sweeps import ANSWERS, EXPERIMENT, read_sweep
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.result_files import RESULTS, SAMPLES, is_results
 
 
 def read_runs(paths: Sequence[Path], metrics: Mapping[str, str] | None = None) -> list[Run]:
@@ -39,15 +40,13 @@ def _files(path: Path) -> list[Path]:
         raise InputError(f"run {str(path)!r} is no *{RESULTS} and no {EXPERIMENT}: give one of them, or their folder")
     if not path.is_dir():
         raise InputError(f"run {str(path)!r} does not exist: give a folder that lmms-eval or a sweep wrote")
-    # Some tasks write what is to be handed in (`submissions/mmbench_en_dev_results.json`) beside the results.
-    results = [file for file in path.rglob(f"*{RESULTS}") if file.parent.name != "submissions"]
-    found = sorted(results) + sorted(path.rglob(EXPERIMENT))
+    found = sorted(filter(is_results, path.rglob(f"*{RESULTS}"))) + sorted(path.rglob(EXPERIMENT))
     for answers in path.rglob(ANSWERS):
         json_file = answers.with_name(answers.name.replace(".answers.jsonl", ".json"))
         if not json_file.is_file():
             raise InputError(f"run {str(answers)!r} has answers but no {json_file.name}: the sweep did not finish")
-    for samples in path.rglob("*_samples_*.jsonl"):
-        name = samples.name.partition("_samples_")[0] + RESULTS
+    for samples in path.rglob(f"*{SAMPLES}*.jsonl"):
+        name = samples.name.partition(SAMPLES)[0] + RESULTS
         if not samples.with_name(name).is_file():
             raise InputError(f"run {str(samples)!r} has samples but no {name}: the run did not finish")
     if not found:

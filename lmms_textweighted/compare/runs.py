@@ -11,10 +11,9 @@ from typing import Any
 from lmms_textweighted.compare.judges import judge
 from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest, scale_of
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.harness.figures import MISSING_METRIC, TRACE_METRICS
+from lmms_textweighted.harness.names import MISSING_METRIC, MODEL_NAME, TRACE_METRICS
+from lmms_textweighted.harness.result_files import samples_of
 
-OURS = "llava_textweighted"
-RESULTS = "_results.json"
 # What decides an answer; what our tasks ask of our model alone (ranks, image_aspect_ratio) stands in its settings.
 _GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample", "until")
 _NO_RATE = "no mean of the documents' scores: no interval, no test"
@@ -42,7 +41,7 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
     config = data.get("config") or {}
     arguments = parse_arguments(config.get("model_args"))
     model = str(config.get("model") or data.get("model_source") or "unknown")
-    ours = model == OURS
+    ours = model == MODEL_NAME
     settings = {**arguments, **settings} if ours else arguments
     strategy = str(settings.get("strategy", "text_weighted")) if ours else model
     unpruned = not ours or strategy == "none"
@@ -101,7 +100,7 @@ def parse_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def _samples(path: Path, task: str) -> Iterator[dict[str, Any]]:
-    samples = path.with_name(path.name.removesuffix(RESULTS) + f"_samples_{task}.jsonl")
+    samples = samples_of(path, task)
     if not samples.is_file():
         raise InputError(f"run {str(path)!r} has no samples of {task}: run lmms-eval with --log_samples")
     return read_lines(samples)

@@ -17,11 +17,10 @@ from tenacity import RetryError
 
 from lmms_textweighted.errors import InputError, TextweightedError, first_line
 from lmms_textweighted.harness.generation import split_generation_kwargs
+from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.inference import Decoding
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, user_message
-
-MODEL_NAME = "llava_textweighted"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from lmms_eval.models.registry_v2 import ModelManifest
 
+from lmms_textweighted.harness.names import MODEL_NAME
+
 MANIFEST = ModelManifest(
-    model_id="llava_textweighted",
+    model_id=MODEL_NAME,
     simple_class_path="lmms_textweighted.harness.model.LlavaTextweighted",
     chat_class_path="lmms_textweighted.harness.model.LlavaTextweightedChat",
 )

@@ -11,7 +11,7 @@ import datasets
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from loguru import logger
 
-from lmms_textweighted.harness.figures import MISSING_METRIC, TRACE_METRICS
+from lmms_textweighted.harness.names import MISSING_METRIC, TRACE_METRICS
 from lmms_textweighted.harness.traces import current_key, find_record
 
 _TEXT_FIELDS = ("question", "choices", "hint")

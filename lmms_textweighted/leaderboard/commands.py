@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.leaderboard.schema import Matrix, Method
 from lmms_textweighted.plan import NONE, Plan
 
-MODEL = "llava_textweighted"
 # lmms-eval makes up a new id for each run of its response cache, and then finds nothing of a killed one's.
 RUN_ID = "LMMS_CACHE_RUN_ID"
 # lmms-eval keys its cache by the commit of the git checkout that it is installed in: of the user's own project, where a
@@ -100,7 +100,7 @@ def _run(matrix: Matrix, method: Method, budget: int | None, output: Path, limit
     plan = Settings.parse(arguments).plan()
     folder = output / name
     options: dict[str, Any] = {
-        "model": MODEL,
+        "model": MODEL_NAME,
         "model_args": ",".join(f"{key}={_plain(key, value)}" for key, value in arguments.items()),
         "tasks": ",".join(task.name for task in matrix.tasks),
         **matrix.options.model_dump(exclude_defaults=True),

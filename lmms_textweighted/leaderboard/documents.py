@@ -10,6 +10,7 @@ import datasets
 import huggingface_hub.constants
 
 from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.leaderboard.estimate import limited
 from lmms_textweighted.leaderboard.schema import Matrix, Part, Task
 
@@ -26,7 +27,7 @@ def check_tasks(names: list[str], include_path: str | None) -> None:
     """Raise InputError for a task that lmms-eval's own list, or that of `include_path`, does not have."""
     from lmms_eval.tasks import TaskManager  # takes seconds to import
 
-    known = TaskManager("ERROR", include_path=include_path, model_name="llava_textweighted").all_tasks
+    known = TaskManager("ERROR", include_path=include_path, model_name=MODEL_NAME).all_tasks
     for name in names:
         if name not in known:
             nearest, _, _ = unknown("task", name, known).partition(" Known: ")

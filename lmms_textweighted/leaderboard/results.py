@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lmms_textweighted.harness.result_files import RESULTS, is_results, samples_of
 from lmms_textweighted.leaderboard.commands import RUN_ID, Run
 
 NOTHING = "no results yet"
@@ -37,8 +38,7 @@ def done(run: Run) -> tuple[Path | None, str]:
     after the results.
     """
     why = NOTHING
-    # MMBench's own files, under submissions, have such names, too.
-    files = [path for path in run.folder.glob("*/*_results.json") if path.parent.name != "submissions"]
+    files = list(filter(is_results, run.folder.glob(f"*/*{RESULTS}")))
     files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     for file in reversed(files):
         missing = _missing(run, file)
@@ -94,7 +94,7 @@ def _same(name: str, wanted: Any, found: Any) -> bool:
 
 def _samples(file: Path, task: str) -> int:
     """How many samples of a task are logged: lines that are ended, which a killed run's last one is not."""
-    logged = file.with_name(file.name.replace("_results.json", f"_samples_{task}.jsonl"))
+    logged = samples_of(file, task)
     if not logged.is_file():
         return 0
     with logged.open("rb") as lines:
