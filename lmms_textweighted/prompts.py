@@ -48,9 +48,9 @@ INSTRUCTION_STARTS = (
     "Only give the best option",
     "When the provided information is insufficient",
 )
-# `A. red`, `A) red`, `A: red` or `(A) red` at the start of a line, with a heading in front of it where there is one.
 _INSTRUCTIONS = (SINGLE_PREDICTION_PROMPT.strip(), SHORT_ANSWER_PROMPT.strip())
 
+# `A. red`, `A) red`, `A: red` or `(A) red` at the start of a line, with a heading in front of it where there is one.
 _OPTION = re.compile(r"^[ \t]*(?:(?:Options|Choices):\s*)?(?:\((?P<round>[A-Z])\)|(?P<bare>[A-Z])[.):])", re.MULTILINE)
 _TAGS_AND_SPACE = re.compile(rf"(?:\s|{IMAGE_TAG})*")
 
