@@ -18,12 +18,12 @@ from rich.progress import track
 from rich.table import Table
 
 from lmms_textweighted.convert import convert
+from lmms_textweighted.engine.plan import make_plan
+from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.loaders import LoadOptions, load
-from lmms_textweighted.plan import make_plan
 from lmms_textweighted.prompts import TEMPLATES
-from lmms_textweighted.pruner import prune
 
 LOADERS = {"transformers": "hf", "llava package": "llava", "converted in memory": "hf"}
 BATCHES = (1, 8)

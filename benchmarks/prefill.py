@@ -23,10 +23,10 @@ from benchmarks.models import IMAGE_TOKENS, SYSTEM_TOKENS, TEXT_TOKENS, Subject,
 from benchmarks.peaks import peak_bytes, peak_flops
 from benchmarks.rows import Row, show
 from benchmarks.timing import take_turns
-from lmms_textweighted.caches import CACHE_NAME
-from lmms_textweighted.cost import DecoderShape, layer_bytes, layer_flops
-from lmms_textweighted.plan import NONE, Plan, make_plan
-from lmms_textweighted.pruner import prune
+from lmms_textweighted.engine.caches import CACHE_NAME
+from lmms_textweighted.engine.cost import DecoderShape, layer_bytes, layer_flops
+from lmms_textweighted.engine.plan import NONE, Plan, make_plan
+from lmms_textweighted.engine.pruner import prune
 
 KEEP, LAYER = 64, 2
 FULL = SYSTEM_TOKENS + IMAGE_TOKENS + TEXT_TOKENS

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.rows import Row, show
 from benchmarks.timing import take_turns
-from lmms_textweighted.rank import TOLERANCE, attention_ranks, singular_values
+from lmms_textweighted.engine.rank import TOLERANCE, attention_ranks, singular_values
 
 HEADS, TOKENS = 32, 576
 

@@ -13,19 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+    from lmms_textweighted.engine.pruner import prune
     from lmms_textweighted.loaders import load
-    from lmms_textweighted.plan import Plan, Stage, make_plan
-    from lmms_textweighted.pruner import prune
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
 
 _HOMES = {
-    "Plan": "lmms_textweighted.plan",
-    "Stage": "lmms_textweighted.plan",
+    "Plan": "lmms_textweighted.engine.plan",
+    "Stage": "lmms_textweighted.engine.plan",
     "load": "lmms_textweighted.loaders",
-    "make_plan": "lmms_textweighted.plan",
-    "prune": "lmms_textweighted.pruner",
+    "make_plan": "lmms_textweighted.engine.plan",
+    "prune": "lmms_textweighted.engine.pruner",
 }
 
 

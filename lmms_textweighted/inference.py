@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from transformers import BatchFeature, StoppingCriteria, StopStringCriteria
 
-from lmms_textweighted.caches import CACHE_NAME
+from lmms_textweighted.engine.caches import CACHE_NAME
+from lmms_textweighted.engine.fanout import end_tokens
+from lmms_textweighted.engine.plan import NONE, Plan
+from lmms_textweighted.engine.pruner import find_decoder, prune
+from lmms_textweighted.engine.trace import DocumentTrace
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.fanout import end_tokens
 from lmms_textweighted.loaders.hf import with_aspect_ratio
 from lmms_textweighted.loaders.liuhaotian import VOCABULARY_KEY
 from lmms_textweighted.loaders.processing import (
@@ -27,7 +30,6 @@ from lmms_textweighted.loaders.processing import (
     encode_prompts,
     prompt_pieces,
 )
-from lmms_textweighted.plan import NONE, Plan
 from lmms_textweighted.prompts import (
     DEFAULT_TEMPLATE,
     IMAGE_TAG,
@@ -37,10 +39,8 @@ from lmms_textweighted.prompts import (
     render,
     stop_string,
 )
-from lmms_textweighted.pruner import find_decoder, prune
 from lmms_textweighted.splice import splice_of
 from lmms_textweighted.splice.llava import IMAGE_TAG_ID
-from lmms_textweighted.trace import DocumentTrace
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from lmms_textweighted.cost import DecoderShape, equivalent_tokens, prefill_flops
+from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefill_flops
+from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
+from lmms_textweighted.engine.plan import NONE, STRATEGIES, Plan, Stage, make_plan
+from lmms_textweighted.engine.pruner import find_decoder
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
-from lmms_textweighted.plan import NONE, STRATEGIES, Plan, Stage, make_plan
 from lmms_textweighted.prompts import Message
-from lmms_textweighted.pruner import find_decoder
 from lmms_textweighted.splice import splice_of
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch

@@ -20,11 +20,11 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
 )
 
+from lmms_textweighted.engine.plan import make_plan
+from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.inference import Decoding, PrunedLlava
-from lmms_textweighted.plan import make_plan
 from lmms_textweighted.prompts import VICUNA_CHAT_TEMPLATE, make_message, user_message
-from lmms_textweighted.pruner import prune
 from lmms_textweighted.tiny.architecture import build_tokenizer
 from tests.conftest import (
     FAMILIES,

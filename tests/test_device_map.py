@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from accelerate import dispatch_model
 
+from lmms_textweighted.engine.plan import Plan, Stage, make_plan
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.loaders import load
-from lmms_textweighted.plan import Plan, Stage, make_plan
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.sweep import make_points, run_document
 from tests.cards import Cards, spread

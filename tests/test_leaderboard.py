@@ -24,6 +24,8 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted import cli
+from lmms_textweighted.engine.plan import NONE, Plan, Stage, make_plan
+from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
@@ -44,8 +46,6 @@ from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
 from lmms_textweighted.loaders import load
 from lmms_textweighted.paths import config_names, data_folder
-from lmms_textweighted.plan import NONE, Plan, Stage, make_plan
-from lmms_textweighted.pruner import prune
 from tests.conftest import IMAGE, build_llava, make_inputs
 
 SMALL = """

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmms_textweighted.convert import convert
+from lmms_textweighted.engine.plan import make_plan
+from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import CheckpointError, InputError
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
 from lmms_textweighted.loaders import LoadOptions, load
@@ -28,9 +30,7 @@ from lmms_textweighted.loaders import llava as llava_loader
 from lmms_textweighted.loaders.liuhaotian import is_liuhaotian, load_tokenizer
 from lmms_textweighted.loaders.processing import TagProcessor, llava_pieces
 from lmms_textweighted.paths import checkpoint_folder
-from lmms_textweighted.plan import make_plan
 from lmms_textweighted.prompts import Message, render, user_message
-from lmms_textweighted.pruner import prune
 from tests.checkpoints import make_checkpoint, make_tower
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmms_textweighted.rank import attention_ranks, effective_rank, numeric_rank, singular_values
+from lmms_textweighted.engine.rank import attention_ranks, effective_rank, numeric_rank, singular_values
 from tests.oracles import svd_ranks
 
 

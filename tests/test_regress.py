@@ -17,11 +17,13 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import binomtest
 
-from lmms_textweighted import cli, prompts, pruner, shortened
+from lmms_textweighted import cli, prompts
+from lmms_textweighted.engine import pruner, shortened
+from lmms_textweighted.engine.plan import Stage
+from lmms_textweighted.engine.scoring import SCORERS, Scorer, debiased_column_sum_weights
 from lmms_textweighted.errors import InputError, NotComparableError
 from lmms_textweighted.harness import documents
 from lmms_textweighted.harness.documents import Document, TaskDocuments
-from lmms_textweighted.plan import Stage
 from lmms_textweighted.prompts import Template, user_message
 from lmms_textweighted.regress.baseline import (
     Baseline,
@@ -39,7 +41,6 @@ from lmms_textweighted.regress.compact import from_ranges, to_ranges, to_runs
 from lmms_textweighted.regress.content import content_hash
 from lmms_textweighted.regress.diff import check_contents, compare, is_regression, overlap, paired_p_value
 from lmms_textweighted.regress.run import measure
-from lmms_textweighted.scorers import SCORERS, Scorer, debiased_column_sum_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = REPOSITORY / "baselines" / "tiny.json"

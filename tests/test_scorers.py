@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lmms_textweighted.observe import attention_rows
-from lmms_textweighted.scorers import (
+from lmms_textweighted.engine.observe import attention_rows
+from lmms_textweighted.engine.scoring import (
     SCORERS,
     column_sum_weights,
     debiased_column_sum_weights,
@@ -152,7 +152,7 @@ def test_attention_rows_are_the_same_when_heads_are_done_in_several_chunks(monke
     query, key = torch.randn(6, 8, 4, generator=generator), torch.randn(3, 8, 4, generator=generator)
     rows, valid = torch.tensor([5, 6, 7]), torch.ones(8, dtype=torch.bool)
     whole = [attention_rows(query, key, rows, valid, 0.5, mean_over_heads=mean) for mean in (True, False)]
-    monkeypatch.setattr("lmms_textweighted.observe._CHUNK_ELEMENTS", 24)
+    monkeypatch.setattr("lmms_textweighted.engine.observe._CHUNK_ELEMENTS", 24)
     parts = [attention_rows(query, key, rows, valid, 0.5, mean_over_heads=mean) for mean in (True, False)]
     torch.testing.assert_close(parts, whole)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lmms_textweighted.engine.plan import DEFAULT_STRATEGY, Plan, make_plan
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.loaders import DEFAULT_CHECKPOINT, LoadOptions
-from lmms_textweighted.plan import DEFAULT_STRATEGY, Plan, make_plan
 from lmms_textweighted.prompts import check_template
 
 

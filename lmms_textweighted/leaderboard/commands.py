@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.leaderboard.schema import Matrix, Method
-from lmms_textweighted.plan import NONE, Plan
 
 # lmms-eval makes up a new id for each run of its response cache, and then finds nothing of a killed one's.
 RUN_ID = "LMMS_CACHE_RUN_ID"

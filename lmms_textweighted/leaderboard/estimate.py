@@ -11,12 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmms_textweighted.cost import DecoderShape, equivalent_tokens, kv_bytes, layer_bytes, layer_flops, prefill_flops
+from lmms_textweighted.engine.cost import (
+    DecoderShape,
+    equivalent_tokens,
+    kv_bytes,
+    layer_bytes,
+    layer_flops,
+    prefill_flops,
+)
+from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.leaderboard.commands import Run
 from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape
 from lmms_textweighted.leaderboard.schema import Assumptions, Matrix, Part, Task
-from lmms_textweighted.plan import NONE, Plan
 
 
 @dataclass(frozen=True)

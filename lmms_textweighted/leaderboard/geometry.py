@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import LlavaConfig, PreTrainedConfig
 
-from lmms_textweighted.cost import DecoderShape
+from lmms_textweighted.engine.cost import DecoderShape
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.loaders import resolve
 

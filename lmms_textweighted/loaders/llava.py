@@ -17,6 +17,7 @@ import transformers.modeling_utils
 import transformers.pytorch_utils
 from transformers import GenerationConfig
 
+from lmms_textweighted.engine.splice import replaced
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.loaders.base import Loaded, LoadOptions, check_complete, quiet_transformers
 from lmms_textweighted.loaders.liuhaotian import (
@@ -29,7 +30,6 @@ from lmms_textweighted.loaders.liuhaotian import (
 )
 from lmms_textweighted.loaders.processing import TagProcessor
 from lmms_textweighted.loaders.weights import LOAD_ERRORS, load_problem, notice_pickles, read_weights, stored_dtype
-from lmms_textweighted.splice.base import replaced
 from lmms_textweighted.splice.llava import take_cache_by_its_name
 
 HOW_TO_GET_IT = "pip install --no-deps llava-torch==1.2.2.post1"

@@ -14,18 +14,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from lmms_textweighted.engine.pruner import find_decoder
+from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava
 from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.prompts import check_template, render
-from lmms_textweighted.pruner import find_decoder
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
 from lmms_textweighted.regress.content import content_hash
 from lmms_textweighted.regress.diff import check_contents, check_weights
-from lmms_textweighted.splice.base import removed_at_end
 from lmms_textweighted.sweep import Point, check_points, make_points
 
 _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "tokenizers", "pillow", "numpy")

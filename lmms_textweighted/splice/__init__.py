@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmms_textweighted.splice.base import Splice
+from lmms_textweighted.engine.splice import Splice
 from lmms_textweighted.splice.hf import TransformersSplice
 from lmms_textweighted.splice.llava import LlavaSplice, is_llava_package_model
 

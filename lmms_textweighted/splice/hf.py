@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from lmms_textweighted.engine.layout import IMAGE, Prompts
+from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import IMAGE, Prompts
-from lmms_textweighted.splice.base import Splice, removed_at_end, replaced
 
 
 class TransformersSplice(Splice):

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from lmms_textweighted.caches import CACHE_NAME, OLD_NAME
+from lmms_textweighted.engine.caches import CACHE_NAME, OLD_NAME
+from lmms_textweighted.engine.layout import IMAGE, Prompts
+from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import IMAGE, Prompts
-from lmms_textweighted.splice.base import Splice, removed_at_end, replaced
 
 IMAGE_TAG_ID = -200  # llava.constants.IMAGE_TOKEN_INDEX
 _IGNORED = -100  # llava.constants.IGNORE_INDEX

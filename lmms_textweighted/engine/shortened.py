@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lmms_textweighted.caches import given_cache
-from lmms_textweighted.layout import Layout
-from lmms_textweighted.masks import decoding_mask, prefill_mask
+from lmms_textweighted.engine.caches import given_cache
+from lmms_textweighted.engine.layout import Layout
+from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 
 
 @dataclass

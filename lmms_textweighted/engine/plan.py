@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lmms_textweighted.engine.scoring import RANDOM, SCORERS
 from lmms_textweighted.errors import PlanError, unknown
-from lmms_textweighted.scorers import RANDOM, SCORERS
 
 DEFAULT_STRATEGY = "text_weighted"
 DEFAULT_LAYER = 2

@@ -16,17 +16,24 @@ import torch
 from torch import nn
 from transformers import BatchFeature, DynamicCache
 
-from lmms_textweighted.caches import CACHE_NAME
-from lmms_textweighted.cost import DecoderShape
+from lmms_textweighted.engine.caches import CACHE_NAME
+from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
+from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
+from lmms_textweighted.engine.observe import attention_rows, observing
+from lmms_textweighted.engine.pruner import find_decoder, image_ranks
+from lmms_textweighted.engine.rank import Ranks
+from lmms_textweighted.engine.scoring import (
+    RANDOM,
+    SCORERS,
+    choose_tokens,
+    prompt_key,
+    random_scores,
+    score_image_tokens,
+)
+from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import Layout, find_layout, unknown_text
-from lmms_textweighted.masks import decoding_mask, prefill_mask
-from lmms_textweighted.observe import attention_rows, observing
-from lmms_textweighted.pruner import find_decoder, image_ranks
-from lmms_textweighted.rank import Ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, choose_tokens, prompt_key, random_scores, score_image_tokens
 from lmms_textweighted.splice import splice_of
-from lmms_textweighted.splice.base import removed_at_end
 
 
 @dataclass

@@ -17,18 +17,25 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from lmms_textweighted.caches import given_cache
-from lmms_textweighted.cost import DecoderShape
+from lmms_textweighted.engine.caches import given_cache
+from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.layout import Layout, Prompts, find_layout, unknown_text
+from lmms_textweighted.engine.observe import attention_rows, observing
+from lmms_textweighted.engine.plan import Plan, Stage
+from lmms_textweighted.engine.rank import Ranks, attention_ranks
+from lmms_textweighted.engine.scoring import (
+    RANDOM,
+    SCORERS,
+    choose_tokens,
+    prompt_key,
+    random_scores,
+    score_image_tokens,
+)
+from lmms_textweighted.engine.shortened import Shortened, shorten, take
+from lmms_textweighted.engine.splice import removed_at_end
+from lmms_textweighted.engine.trace import DocumentTrace, StageTrace, Trace
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.layout import Layout, Prompts, find_layout, unknown_text
-from lmms_textweighted.observe import attention_rows, observing
-from lmms_textweighted.plan import Plan, Stage
-from lmms_textweighted.rank import Ranks, attention_ranks
-from lmms_textweighted.scorers import RANDOM, SCORERS, choose_tokens, prompt_key, random_scores, score_image_tokens
-from lmms_textweighted.shortened import Shortened, shorten, take
 from lmms_textweighted.splice import splice_of
-from lmms_textweighted.splice.base import removed_at_end
-from lmms_textweighted.trace import DocumentTrace, StageTrace, Trace
 
 _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 

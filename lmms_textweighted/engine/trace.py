@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lmms_textweighted.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
-from lmms_textweighted.plan import Plan
-from lmms_textweighted.rank import Ranks
+from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
+from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.rank import Ranks
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lmms_textweighted.layout import Prompts
+from lmms_textweighted.engine.layout import Prompts
 
 
 class Splice(ABC):
