@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmms_textweighted.engine.plan import Plan, Stage, make_plan
     from lmms_textweighted.engine.pruner import prune
-    from lmms_textweighted.loaders import load
+    from lmms_textweighted.families import load
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
@@ -23,7 +23,7 @@ __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
 _HOMES = {
     "Plan": "lmms_textweighted.engine.plan",
     "Stage": "lmms_textweighted.engine.plan",
-    "load": "lmms_textweighted.loaders",
+    "load": "lmms_textweighted.families",
     "make_plan": "lmms_textweighted.engine.plan",
     "prune": "lmms_textweighted.engine.pruner",
 }

@@ -16,13 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
-from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
-from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.processes import gather, join, placed, share, world
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.ranges import parse_samples, parse_tokens

@@ -21,15 +21,17 @@ from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.engine.pruner import find_decoder, prune
 from lmms_textweighted.engine.trace import DocumentTrace
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.loaders.hf import with_aspect_ratio
-from lmms_textweighted.loaders.liuhaotian import VOCABULARY_KEY
-from lmms_textweighted.loaders.processing import (
+from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY
+from lmms_textweighted.families.liuhaotian.splice import IMAGE_TAG_ID
+from lmms_textweighted.families.llava import with_aspect_ratio
+from lmms_textweighted.families.processing import (
     LiuhaotianProcessor,
     PlaceholderProcessor,
     TagProcessor,
     encode_prompts,
     prompt_pieces,
 )
+from lmms_textweighted.families.splice import splice_of
 from lmms_textweighted.prompts import (
     DEFAULT_TEMPLATE,
     IMAGE_TAG,
@@ -39,8 +41,6 @@ from lmms_textweighted.prompts import (
     render,
     stop_string,
 )
-from lmms_textweighted.splice import splice_of
-from lmms_textweighted.splice.llava import IMAGE_TAG_ID
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 

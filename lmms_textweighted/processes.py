@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lmms_textweighted.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from lmms_textweighted.loaders import LoadOptions
+    from lmms_textweighted.families import LoadOptions
 
 Item = TypeVar("Item")
 

@@ -13,9 +13,9 @@ from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefi
 from lmms_textweighted.engine.plan import NONE, STRATEGIES, Plan, Stage, make_plan
 from lmms_textweighted.engine.pruner import find_decoder
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.splice import splice_of
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.prompts import Message
-from lmms_textweighted.splice import splice_of
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.images import ASPECT_RATIOS, LlavaImageProcessor, check_aspect_ratio, prepare_images
+from lmms_textweighted.families.images import ASPECT_RATIOS, LlavaImageProcessor, check_aspect_ratio, prepare_images
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.prompts import render, user_message
 

@@ -27,6 +27,7 @@ from lmms_textweighted import cli
 from lmms_textweighted.engine.plan import NONE, Plan, Stage, make_plan
 from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import InputError, TextweightedError
+from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.leaderboard.commands import command, config_text_of, expand, shell_line
@@ -44,7 +45,6 @@ from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
-from lmms_textweighted.loaders import load
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
 

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmms_textweighted.convert import convert
 from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import CheckpointError, InputError
+from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.families.liuhaotian import package as llava_loader
+from lmms_textweighted.families.liuhaotian.checkpoint import is_liuhaotian, load_tokenizer
+from lmms_textweighted.families.liuhaotian.convert import convert
+from lmms_textweighted.families.processing import TagProcessor, llava_pieces
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
-from lmms_textweighted.loaders import LoadOptions, load
-from lmms_textweighted.loaders import llava as llava_loader
-from lmms_textweighted.loaders.liuhaotian import is_liuhaotian, load_tokenizer
-from lmms_textweighted.loaders.processing import TagProcessor, llava_pieces
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.prompts import Message, render, user_message
 from tests.checkpoints import make_checkpoint, make_tower
@@ -306,7 +306,7 @@ def test_a_task_may_change_the_preparation_only_within_what_a_checkpoint_was_mad
 
 
 def test_every_loader_gives_the_stored_type_whatever_the_config_says(tower: Path, tmp_path: Path) -> None:
-    from lmms_textweighted.loaders.weights import stored_dtype
+    from lmms_textweighted.families.weights import stored_dtype
 
     folder = make_checkpoint(
         tmp_path / "c", tower=tower, dtype=torch.bfloat16, config_changes={"torch_dtype": "float16"}
@@ -344,8 +344,8 @@ def test_vision_tower_points_to_another_folder(tower: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_type_is_the_checkpoints_own(tower: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    from lmms_textweighted.loaders.base import read_config
-    from lmms_textweighted.loaders.liuhaotian import convert_in_memory
+    from lmms_textweighted.families.liuhaotian.checkpoint import convert_in_memory
+    from lmms_textweighted.families.loading import read_config
 
     folder = make_checkpoint(tmp_path / "c", tower=tower, dtype=dtype, config_changes={"torch_dtype": "float32"})
     config = read_config("c", str(folder), "main")

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import HashStore
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.loaders import LoadOptions
+from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.processes import check_joined, named, placed, share
 from lmms_textweighted.tiny.testset import load_testset

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.families import load
 from lmms_textweighted.harness.model import _chat_message
-from lmms_textweighted.loaders import load
 from lmms_textweighted.prompts import (
     INSTRUCTION_STARTS,
     SHORT_ANSWER_PROMPT,

@@ -17,8 +17,8 @@ from lmms_textweighted.engine.plan import KEEP_SCOPES, TEXT_SCOPES, Plan, Stage,
 from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.engine.scoring import RANDOM, SCORERS, choose_tokens
 from lmms_textweighted.errors import InputError, PlanError
+from lmms_textweighted.families import load
 from lmms_textweighted.inference import Decoding, PrunedLlava
-from lmms_textweighted.loaders import load
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, make_message, user_message
 from lmms_textweighted.tiny.questions import multiple_choice_text
 from lmms_textweighted.tiny.testset import load_testset

@@ -19,7 +19,7 @@ from lmms_textweighted.engine.fanout import continue_prefix, run_prefix
 from lmms_textweighted.engine.plan import Plan, Stage, make_plan
 from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.splice.llava import take_cache_by_its_name
+from lmms_textweighted.families.liuhaotian.splice import take_cache_by_its_name
 from tests.conftest import (
     PATCH,
     TILE,

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from lmms_textweighted.loaders import load
+from lmms_textweighted.families import load
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.tiny import scenes, train
 from lmms_textweighted.tiny.evaluate import answers

@@ -60,7 +60,7 @@ def convert(
     """Write a checkpoint in liuhaotian format as transformers has it, or the other way round, bit for bit."""
     from transformers.utils.logging import disable_progress_bar
 
-    from lmms_textweighted.convert import convert as run
+    from lmms_textweighted.families.liuhaotian.convert import convert as run
 
     disable_progress_bar()
     done = run(source, target, vision_tower=vision_tower, revision=revision)

@@ -33,7 +33,7 @@ from lmms_textweighted.engine.scoring import (
 )
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.splice import splice_of
+from lmms_textweighted.families.splice import splice_of
 
 
 @dataclass

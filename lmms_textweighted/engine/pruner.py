@@ -35,7 +35,7 @@ from lmms_textweighted.engine.shortened import Shortened, shorten, take
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace, Trace
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.splice import splice_of
+from lmms_textweighted.families.splice import splice_of
 
 _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 

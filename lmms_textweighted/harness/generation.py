@@ -7,7 +7,7 @@ from typing import Any
 from loguru import logger
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.images import check_aspect_ratio
+from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.inference import DEFAULT_MAX_NEW_TOKENS, Decoding
 
 RANKS_KEY = "ranks"

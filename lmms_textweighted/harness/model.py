@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.families import load, weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.generation import asked_aspect_ratio, split_generation_kwargs
 from lmms_textweighted.harness.local import check_local_questions
@@ -29,7 +30,6 @@ from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.inference import Answer, PrunedLlava
-from lmms_textweighted.loaders import load, weights_fingerprint
 from lmms_textweighted.processes import check_joined, placed
 from lmms_textweighted.prompts import Message, make_message, user_message
 from lmms_textweighted.watch import watch_others

@@ -7,9 +7,9 @@ from typing import Any
 
 from lmms_textweighted.engine.plan import DEFAULT_STRATEGY, Plan, make_plan
 from lmms_textweighted.errors import InputError, unknown
-from lmms_textweighted.images import check_aspect_ratio
+from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
+from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
-from lmms_textweighted.loaders import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.prompts import check_template
 
 
@@ -19,10 +19,10 @@ class Settings:
 
     pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see `plan.make_plan`.
     text_scope, keep_scope: see `plan.Plan`. conv_template: a name in `prompts.TEMPLATES`; None suits the checkpoint.
-    loader, vision_tower, image_aspect_ratio: see `loaders.LoadOptions`; a stated image_aspect_ratio goes before a
+    loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes before a
     task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every
     task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
-    The rest: see `loaders.LoadOptions`.
+    The rest: see `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT

@@ -10,7 +10,7 @@ from transformers import LlavaConfig, PreTrainedConfig
 
 from lmms_textweighted.engine.cost import DecoderShape
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
-from lmms_textweighted.loaders import resolve
+from lmms_textweighted.families import resolve
 
 
 @dataclass(frozen=True)

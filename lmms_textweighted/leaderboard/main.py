@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lmms_textweighted.compare.published import read_published
 from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.families import DEFAULT_CHECKPOINT
 from lmms_textweighted.leaderboard.commands import Run, config_text_of, expand
 from lmms_textweighted.leaderboard.documents import check_tasks, count_documents
 from lmms_textweighted.leaderboard.estimate import Rates, estimate
@@ -21,7 +22,6 @@ from lmms_textweighted.leaderboard.results import done
 from lmms_textweighted.leaderboard.runner import Outcome, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, read_matrix
 from lmms_textweighted.leaderboard.show import show_commands, show_plan, show_states
-from lmms_textweighted.loaders import DEFAULT_CHECKPOINT
 
 INTERRUPTED = 130  # as a shell has it
 TABLE = "leaderboard"  # the table's files, beside the runs

@@ -17,10 +17,10 @@ from rich.progress import Progress
 from lmms_textweighted.engine.pruner import find_decoder
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
-from lmms_textweighted.images import check_aspect_ratio
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava
-from lmms_textweighted.loaders import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs

@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
 class LoadOptions:
     """Where and how a checkpoint is loaded. dtype `auto`: the checkpoint's on a GPU, float32 on a CPU.
 
-    loader: `auto`, `hf` or `llava` (see `loaders.load`). vision_tower: a local CLIP folder, for checkpoints in
+    loader: `auto`, `hf` or `llava` (see `families.load`). vision_tower: a local CLIP folder, for checkpoints in
     liuhaotian format that only name theirs. image_aspect_ratio: `pad`, `square` or `anyres` as in LLaVA; None is the
     checkpoint's own.
     """

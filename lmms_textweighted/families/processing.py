@@ -19,9 +19,9 @@ from transformers import BatchFeature
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.images import LlavaImageProcessor, check_aspect_ratio, prepare_images
+from lmms_textweighted.families.images import LlavaImageProcessor, check_aspect_ratio, prepare_images
+from lmms_textweighted.families.liuhaotian.splice import IMAGE_TAG_ID
 from lmms_textweighted.prompts import IMAGE_TAG
-from lmms_textweighted.splice.llava import IMAGE_TAG_ID
 
 
 class LiuhaotianProcessor:

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
-from lmms_textweighted.images import LlavaImageProcessor
-from lmms_textweighted.loaders.base import Loaded, LoadOptions, check_complete
-from lmms_textweighted.loaders.weights import LOAD_ERRORS, notice_pickles
+from lmms_textweighted.families.images import LlavaImageProcessor
+from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete
+from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles
 
 # model_type -> class: LLaVA-1.5, LLaVA-NeXT (1.6), LLaVA-OneVision.
 MODELS: dict[str, Any] = {

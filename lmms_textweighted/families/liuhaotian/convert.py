@@ -24,15 +24,16 @@ from transformers import (
 )
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
-from lmms_textweighted.loaders import hf, liuhaotian
-from lmms_textweighted.loaders.base import local_folder, read_config, resolve
-from lmms_textweighted.loaders.processing import takes_pictures
-from lmms_textweighted.loaders.weights import LOAD_ERRORS, notice_pickles, read_weights
+from lmms_textweighted.families import llava
+from lmms_textweighted.families.liuhaotian import checkpoint
+from lmms_textweighted.families.loading import local_folder, read_config, resolve
+from lmms_textweighted.families.processing import takes_pictures
+from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
 from lmms_textweighted.prompts import MISTRAL_CHAT_TEMPLATE, VICUNA_CHAT_TEMPLATE
 
 TOWER_FOLDER = "vision_tower"
 _VISION = "model.vision_tower."
-_ARCHITECTURES = {decoder: architecture for architecture, decoder in liuhaotian.DECODERS.items()}
+_ARCHITECTURES = {decoder: architecture for architecture, decoder in checkpoint.DECODERS.items()}
 
 Weights = dict[str, torch.Tensor]
 
@@ -60,7 +61,7 @@ def convert(source: str, target: Path, *, vision_tower: str | None = None, revis
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         notice_pickles(folder)
-        if liuhaotian.is_liuhaotian(config):
+        if checkpoint.is_liuhaotian(config):
             kind, tensors = "transformers", _to_transformers(source, folder, config, draft, vision_tower)
         else:
             kind, tensors = "liuhaotian", _to_liuhaotian(source, folder, draft)
@@ -76,24 +77,24 @@ def convert(source: str, target: Path, *, vision_tower: str | None = None, revis
 
 
 def _to_transformers(source: str, folder: Path, config: dict[str, Any], draft: Path, stated_tower: str | None) -> int:
-    tower = liuhaotian.find_tower(folder, config, stated_tower)
+    tower = checkpoint.find_tower(folder, config, stated_tower)
     weights = read_weights(folder)
-    tokenizer, image_token = liuhaotian.tokenizer_with_image_token(folder)
-    hf_config = liuhaotian.to_hf_config(source, config, tower, weights, image_token)
-    state = liuhaotian.to_hf_weights(weights, tower, hf_config)
+    tokenizer, image_token = checkpoint.tokenizer_with_image_token(folder)
+    hf_config = checkpoint.to_hf_config(source, config, tower, weights, image_token)
+    state = checkpoint.to_hf_weights(weights, tower, hf_config)
     _check_fit(source, hf_config, state)
-    hf_config.architectures = [hf.MODELS[hf_config.model_type].__name__]
+    hf_config.architectures = [llava.MODELS[hf_config.model_type].__name__]
     hf_config.save_pretrained(draft)
     save_torch_state_dict(state, draft)
     _processor(tokenizer, tower, hf_config).save_pretrained(draft)
     _generation(folder, hf_config).save_pretrained(draft)
     written = _hf_weights(draft)
     back = _led_back(written, hf_config)
-    whole = {name: value for name, value in weights.items() if not liuhaotian.is_derived(name)}
-    inside = {name: value for name, value in whole.items() if name.startswith(liuhaotian.TOWER_PREFIX)}
+    whole = {name: value for name, value in weights.items() if not checkpoint.is_derived(name)}
+    inside = {name: value for name, value in whole.items() if name.startswith(checkpoint.TOWER_PREFIX)}
     outside = {name: value for name, value in whole.items() if name not in inside}
     tower_back = {name.removeprefix(_VISION): value for name, value in written.items() if name.startswith(_VISION)}
-    return _compare(outside, back) + _compare(liuhaotian.tower_weights(inside, tower), tower_back)
+    return _compare(outside, back) + _compare(checkpoint.tower_weights(inside, tower), tower_back)
 
 
 def _to_liuhaotian(source: str, folder: Path, draft: Path) -> int:
@@ -116,9 +117,9 @@ def _to_liuhaotian(source: str, folder: Path, draft: Path) -> int:
     inner = draft / TOWER_FOLDER
     save_torch_state_dict({f"vision_model.{name}": value for name, value in tower.items()}, _made(inner))
     hf_config.vision_config.save_pretrained(inner)
-    hf.plain_image_processor(processor.image_processor).save_pretrained(inner)
-    found = liuhaotian.find_tower(draft, config, None)
-    again = liuhaotian.to_hf_weights(read_weights(draft), found, hf_config)
+    llava.plain_image_processor(processor.image_processor).save_pretrained(inner)
+    found = checkpoint.find_tower(draft, config, None)
+    again = checkpoint.to_hf_weights(read_weights(draft), found, hf_config)
     return _compare(state, again)
 
 
@@ -136,7 +137,7 @@ def _liuhaotian_config(source: str, config: Any) -> dict[str, Any]:
         if is_wrong:
             value = decoder if name.startswith("text") else getattr(config, name, None)
             raise CheckpointError(f"checkpoint {source!r} has {name}={value!r}, which liuhaotian format cannot express")
-    features = {hf_name: name for name, hf_name in liuhaotian.SELECT_FEATURE.items()}
+    features = {hf_name: name for name, hf_name in checkpoint.SELECT_FEATURE.items()}
     text = config.get_text_config().to_dict()
     rope = text.get("rope_parameters") or {}
     anyres = config.model_type == "llava_next"
@@ -145,7 +146,7 @@ def _liuhaotian_config(source: str, config: Any) -> dict[str, Any]:
         "rope_theta": rope.get("rope_theta", 10000.0),
         "architectures": [_ARCHITECTURES[decoder]],
         "model_type": f"llava_{decoder}",
-        "vocab_size": getattr(config, liuhaotian.VOCABULARY_KEY, text["vocab_size"]),
+        "vocab_size": getattr(config, checkpoint.VOCABULARY_KEY, text["vocab_size"]),
         "mm_vision_tower": TOWER_FOLDER,
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
@@ -167,7 +168,7 @@ def _hf_weights(folder: Path) -> Weights:
     """A checkpoint's tensors under transformers' present names, whichever version wrote them."""
     found = {}
     for name, value in read_weights(folder).items():
-        if liuhaotian.is_derived(name):
+        if checkpoint.is_derived(name):
             continue
         for old, new in (
             ("language_model.model.", "model.language_model."),
@@ -184,19 +185,19 @@ def _hf_weights(folder: Path) -> Weights:
 
 def _led_back(state: Weights, config: Any) -> Weights:
     """transformers' tensors under the `llava` package's names, without rows that the image token was given."""
-    rows = getattr(config, liuhaotian.VOCABULARY_KEY, None)
+    rows = getattr(config, checkpoint.VOCABULARY_KEY, None)
     found = {}
     for name, value in state.items():
-        own = liuhaotian.liuhaotian_name(name)
+        own = checkpoint.liuhaotian_name(name)
         if own is not None:
-            found[own] = value[:rows].clone() if rows and own in liuhaotian.EMBEDDINGS else value
+            found[own] = value[:rows].clone() if rows and own in checkpoint.EMBEDDINGS else value
     return found
 
 
 def _check_fit(source: str, config: Any, state: Weights) -> None:
     """Raise CheckpointError when the tensors are not exactly those of the model that the config describes."""
     with torch.device("meta"):
-        model = hf.MODELS[config.model_type](config)
+        model = llava.MODELS[config.model_type](config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         expected = {name: shape for name, shape in expected.items() if name != "lm_head.weight" or name in state}
@@ -212,7 +213,7 @@ def _check_fit(source: str, config: Any, state: Weights) -> None:
             )
 
 
-def _processor(tokenizer: Any, tower: liuhaotian.Tower, config: Any) -> Any:
+def _processor(tokenizer: Any, tower: checkpoint.Tower, config: Any) -> Any:
     template = MISTRAL_CHAT_TEMPLATE if config.text_config.model_type == "mistral" else VICUNA_CHAT_TEMPLATE
     if takes_pictures(tokenizer):
         template = tokenizer.chat_template

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from lmms_textweighted.errors import CheckpointError, first_line
-from lmms_textweighted.loaders.base import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
-from lmms_textweighted.loaders.processing import PlaceholderProcessor
-from lmms_textweighted.loaders.weights import LOAD_ERRORS, notice_pickles, read_weights
+from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
+from lmms_textweighted.families.processing import PlaceholderProcessor
+from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
 from lmms_textweighted.prompts import IMAGE_TAG
 
 # Architecture -> the decoder's model_type in transformers.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from lmms_textweighted.engine.splice import Splice
-from lmms_textweighted.splice.hf import TransformersSplice
-from lmms_textweighted.splice.llava import LlavaSplice, is_llava_package_model
+from lmms_textweighted.families.image_tokens import TransformersSplice
+from lmms_textweighted.families.liuhaotian.splice import LlavaSplice, is_llava_package_model
 
 __all__ = ["Splice", "splice_of"]
 

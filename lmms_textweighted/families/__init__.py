@@ -1,7 +1,7 @@
 """Checkpoint -> model and processor, whatever its format.
 
-`base` says what can be asked for, `hf` loads transformers' checkpoints, `llava` those of the original `llava` package
-(liuhaotian format) with that package, `liuhaotian` reads the same format without it.
+`loading` says what can be asked for, `llava` loads transformers' checkpoints, `liuhaotian` those of the original
+`llava` package, with that package or without it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from lmms_textweighted.errors import InputError, unknown
-from lmms_textweighted.loaders.base import (
+from lmms_textweighted.families.loading import (
     DEFAULT_CHECKPOINT,
     LOADERS,
     TINY,
@@ -34,14 +34,15 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
 
     Raises CheckpointError when it is missing, out of reach or no LLaVA, InputError for options that cannot be.
     """
-    from lmms_textweighted.loaders import hf, liuhaotian, llava
+    from lmms_textweighted.families import llava
+    from lmms_textweighted.families.liuhaotian import checkpoint, package
 
     options = options or LoadOptions()
     if options.loader not in LOADERS:
         raise InputError(unknown("loader", options.loader, LOADERS))
     folder = resolve(pretrained)
     config = read_config(pretrained, folder, options.revision)
-    if not liuhaotian.is_liuhaotian(config):
+    if not checkpoint.is_liuhaotian(config):
         if options.loader == "llava":
             raise InputError(
                 f"loader=llava, but checkpoint {pretrained!r} is in transformers' format: leave loader out, or convert "
@@ -51,15 +52,15 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
             raise InputError(
                 "vision_tower is for checkpoints in liuhaotian format: this one brings its own, leave it out"
             )
-        return hf.load(pretrained, folder, config, options)
+        return llava.load(pretrained, folder, config, options)
     local = local_folder(folder, options.revision)
     if options.loader == "llava":
-        return llava.load(pretrained, local, config, options)
-    if options.loader == "auto" and llava.is_installed():
+        return package.load(pretrained, local, config, options)
+    if options.loader == "auto" and package.is_installed():
         try:
-            return llava.load(pretrained, local, config, options)
-        except llava.PackageError as error:
+            return package.load(pretrained, local, config, options)
+        except package.PackageError as error:
             _logger.warning(f"{pretrained} is converted in memory: {error}")
     elif options.loader == "auto":
-        _logger.warning(f"{pretrained} is converted in memory: no llava package is installed ({llava.HOW_TO_GET_IT})")
-    return liuhaotian.load(pretrained, local, config, options)
+        _logger.warning(f"{pretrained} is converted in memory: no llava package is installed ({package.HOW_TO_GET_IT})")
+    return checkpoint.load(pretrained, local, config, options)

@@ -19,8 +19,7 @@ from transformers import GenerationConfig
 
 from lmms_textweighted.engine.splice import replaced
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
-from lmms_textweighted.loaders.base import Loaded, LoadOptions, check_complete, quiet_transformers
-from lmms_textweighted.loaders.liuhaotian import (
+from lmms_textweighted.families.liuhaotian.checkpoint import (
     TOWER_PREFIX,
     aspect_ratio,
     find_tower,
@@ -28,9 +27,10 @@ from lmms_textweighted.loaders.liuhaotian import (
     is_derived,
     load_tokenizer,
 )
-from lmms_textweighted.loaders.processing import TagProcessor
-from lmms_textweighted.loaders.weights import LOAD_ERRORS, load_problem, notice_pickles, read_weights, stored_dtype
-from lmms_textweighted.splice.llava import take_cache_by_its_name
+from lmms_textweighted.families.liuhaotian.splice import take_cache_by_its_name
+from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, quiet_transformers
+from lmms_textweighted.families.processing import TagProcessor
+from lmms_textweighted.families.weights import LOAD_ERRORS, load_problem, notice_pickles, read_weights, stored_dtype
 
 HOW_TO_GET_IT = "pip install --no-deps llava-torch==1.2.2.post1"
 
