@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lmms_textweighted.compare import compare_runs
-from lmms_textweighted.compare.statistics import mean_interval, paired_test
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.statistics import mean_interval, paired_test
 from tests.result_folders import write_run, write_sweep
 
 NUMBER = 60

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmms_textweighted.compare.statistics import holm, mean_interval, paired_test, ratio_variance
+from lmms_textweighted.statistics import holm, mean_interval, paired_test, ratio_variance
 
 Z = 1.959963984540054
 

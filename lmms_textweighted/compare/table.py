@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lmms_textweighted.compare.records import Figures, Run, TaskResult
-from lmms_textweighted.compare.statistics import holm, mean_interval, paired_test, ratio_variance
+from lmms_textweighted.statistics import holm, mean_interval, paired_test, ratio_variance
 
 ALPHA = 0.05
 _Z = 1.959963984540054  # of a two-sided 95 % interval

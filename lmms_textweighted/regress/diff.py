@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lmms_textweighted.compare.statistics import are_hits, mcnemar_exact
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, Setup, Tolerances
 from lmms_textweighted.regress.compact import to_ranges
+from lmms_textweighted.statistics import are_hits, mcnemar_exact
 
 
 @dataclass(frozen=True)
