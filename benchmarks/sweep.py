@@ -22,11 +22,11 @@ import typer
 from benchmarks.rows import Row, show
 from benchmarks.spectrum import two_loops
 from benchmarks.timing import take_turns
+from lmms_textweighted.experiment.points import make_points, run_document
+from lmms_textweighted.experiment.ranges import parse_tokens
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
-from lmms_textweighted.ranges import parse_tokens
-from lmms_textweighted.sweep import make_points, run_document
 
 BUDGETS = parse_tokens("576:16:-10")
 SAMPLES, LAYER = 50, 2

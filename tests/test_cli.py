@@ -14,8 +14,8 @@ from PIL import Image
 
 from lmms_textweighted import cli
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
 from lmms_textweighted.paths import data_folder
-from lmms_textweighted.ranges import parse_samples, parse_tokens
 from tests.question_files import export_questions
 
 

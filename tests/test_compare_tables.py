@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 
 from lmms_textweighted.compare import compare_runs
+from lmms_textweighted.compare.formats import render, show
 from lmms_textweighted.compare.published import published_names, read_published
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.paths import data_folder
-from lmms_textweighted.report.tables import render, show
 from tests.result_folders import write_run
 from tests.test_cli import run
 from tests.test_compare import hits

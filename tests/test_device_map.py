@@ -9,11 +9,11 @@ import pytest
 from accelerate import dispatch_model
 
 from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+from lmms_textweighted.experiment.points import make_points, run_document
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.prompts import Message
-from lmms_textweighted.sweep import make_points, run_document
 from tests.cards import Cards, spread
 
 FIRST = (

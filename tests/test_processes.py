@@ -16,10 +16,10 @@ from torch.distributed import HashStore
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families import LoadOptions
+from lmms_textweighted.parallel.processes import check_joined, named, placed, share
+from lmms_textweighted.parallel.watch import Watch
 from lmms_textweighted.paths import data_folder
-from lmms_textweighted.processes import check_joined, named, placed, share
 from lmms_textweighted.tiny.testset import load_testset
-from lmms_textweighted.watch import Watch
 from tests.launches import launch
 from tests.lmms_eval_runs import Run, lmms_eval, same
 

@@ -17,8 +17,8 @@ from lmms_textweighted.cli.leaderboard import leaderboard
 from lmms_textweighted.cli.regress import regress
 from lmms_textweighted.cli.sweep import sweep
 from lmms_textweighted.errors import TextweightedError
-from lmms_textweighted.processes import named
-from lmms_textweighted.watch import tell_others
+from lmms_textweighted.parallel.processes import named
+from lmms_textweighted.parallel.watch import tell_others
 
 app = typer.Typer(
     name="lmms-textweighted",

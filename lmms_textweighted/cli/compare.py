@@ -30,7 +30,7 @@ def compare(
 ) -> None:
     """One table of finished runs: methods at budgets, tasks, 95 % intervals, and paired tests against a reference."""
     from lmms_textweighted.compare import compare_runs
-    from lmms_textweighted.report.tables import choose_format, render, show
+    from lmms_textweighted.compare.formats import choose_format, render, show
 
     chosen = choose_format(format, output)
     pairs = [pair.partition("=") for pair in metric or []]

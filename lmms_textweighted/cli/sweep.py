@@ -74,7 +74,7 @@ def sweep(
     options: dict[str, Any] = {name: value for name, value in context.params.items() if name != "config"}
     if config is not None:
         options.update(_from_file(config, context, set(options)))
-    from lmms_textweighted.experiment import Experiment, run_experiment
+    from lmms_textweighted.experiment.run import Experiment, run_experiment
 
     run_experiment(Experiment.parse(options))
 

@@ -30,9 +30,9 @@ from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.inference import Answer, PrunedLlava
-from lmms_textweighted.processes import check_joined, placed
+from lmms_textweighted.parallel.processes import check_joined, placed
+from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import Message, make_message, user_message
-from lmms_textweighted.watch import watch_others
 
 
 @dataclass

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmms_textweighted.errors import describe
-from lmms_textweighted.processes import named
-from lmms_textweighted.watch import tell_others
+from lmms_textweighted.parallel.processes import named
+from lmms_textweighted.parallel.watch import tell_others
 
 
 class RunEnded(SystemExit):

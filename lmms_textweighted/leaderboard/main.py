@@ -124,7 +124,7 @@ def _write(path: Path, runs: list[Run], config: str) -> None:
 def _compare(matrix: Matrix, runs: Sequence[Run], output: Path, console: Console) -> None:
     """Print the table over all runs of the leaderboard that are done, now or before, and write it beside them."""
     from lmms_textweighted.compare import compare_runs
-    from lmms_textweighted.report.tables import ENDINGS, render, show
+    from lmms_textweighted.compare.formats import ENDINGS, render, show
 
     states = {run.name: done(run) for run in runs}
     files = [file for file, _ in states.values() if file is not None]

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lmms_textweighted.errors import InputError, NotComparableError, TextweightedError, first_problem
+from lmms_textweighted.experiment.ranges import parse_tokens
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
-from lmms_textweighted.ranges import parse_tokens
 from lmms_textweighted.regress.baseline import (
     Baseline,
     Settings,

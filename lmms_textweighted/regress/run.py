@@ -17,6 +17,7 @@ from rich.progress import Progress
 from lmms_textweighted.engine.pruner import find_decoder
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
@@ -26,7 +27,6 @@ from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome
 from lmms_textweighted.regress.compact import to_ranges, to_runs
 from lmms_textweighted.regress.content import content_hash
 from lmms_textweighted.regress.diff import check_contents, check_weights
-from lmms_textweighted.sweep import Point, check_points, make_points
 
 _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "tokenizers", "pillow", "numpy")
 _PREPARATION = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "image_grid_pinpoints")

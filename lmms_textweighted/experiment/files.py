@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
+from lmms_textweighted.experiment.points import Curve, Outcome, Point
 from lmms_textweighted.statistics import mean_interval
-from lmms_textweighted.sweep import Curve, Outcome, Point
 
 MAIN_STRATEGY = "text_weighted"
 

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.processes import named, world
+from lmms_textweighted.parallel.processes import named, world
 
 PATIENCE = "LMMS_TEXTWEIGHTED_PATIENCE"
 _DEFAULT_PATIENCE = 300  # seconds, as long as torchrun's own wait for other machines

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 # As long as lmms-eval's own: a process waits while another answers its share. It does not find the dead: the launcher
-# ends a machine's other processes, and `lmms_textweighted.watch` those of other machines.
+# ends a machine's other processes, and `lmms_textweighted.parallel.watch` those of other machines.
 COLLECTIVE_TIMEOUT = timedelta(seconds=60000)
 
 

@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
+from lmms_textweighted.experiment.points import Outcome, Point, check_points, collect, make_points, run_document
+from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
@@ -23,12 +26,9 @@ from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
-from lmms_textweighted.processes import gather, join, placed, share, world
+from lmms_textweighted.parallel.processes import gather, join, placed, share, world
+from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import check_template, render
-from lmms_textweighted.ranges import parse_samples, parse_tokens
-from lmms_textweighted.report.experiment import experiment_data, whole_file, write_answers, write_json
-from lmms_textweighted.sweep import Outcome, Point, check_points, collect, make_points, run_document
-from lmms_textweighted.watch import watch_others
 
 DEFAULT_TASK = "shapes_mcq"
 FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
@@ -234,7 +234,7 @@ def _answer(
 
 def _write(experiment: Experiment, data: dict[str, Any], answered: list[_Answered]) -> None:
     """The three files, the JSON last: where it is new, so are the others."""
-    from lmms_textweighted.report.picture import draw  # matplotlib is slow to import
+    from lmms_textweighted.experiment.picture import draw  # matplotlib is slow to import
 
     with ExitStack() as files:
         json_file, picture, answers = (

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmms_textweighted.compare.table import Cell, Column, Comparison, Row
-from lmms_textweighted.errors import InputError, unknown
-from lmms_textweighted.report.cells import (
+from lmms_textweighted.compare.cells import (
     NONE,
     SAME,
     average_heading,
@@ -28,6 +26,8 @@ from lmms_textweighted.report.cells import (
     row_start,
     unit,
 )
+from lmms_textweighted.compare.table import Cell, Column, Comparison, Row
+from lmms_textweighted.errors import InputError, unknown
 
 
 def render(comparison: Comparison, format: str) -> str:
