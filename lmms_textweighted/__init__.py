@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmms_textweighted.engine.plan import Plan, Stage, make_plan
-    from lmms_textweighted.engine.pruner import prune
     from lmms_textweighted.families import load
+    from lmms_textweighted.families.attach import prune
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
@@ -25,7 +25,7 @@ _HOMES = {
     "Stage": "lmms_textweighted.engine.plan",
     "load": "lmms_textweighted.families",
     "make_plan": "lmms_textweighted.engine.plan",
-    "prune": "lmms_textweighted.engine.pruner",
+    "prune": "lmms_textweighted.families.attach",
 }
 
 

@@ -16,11 +16,11 @@ import torch
 from transformers import BatchFeature, StoppingCriteria, StopStringCriteria
 
 from lmms_textweighted.engine.caches import CACHE_NAME
-from lmms_textweighted.engine.fanout import end_tokens
+from lmms_textweighted.engine.decoder import end_tokens, find_decoder
 from lmms_textweighted.engine.plan import NONE, Plan
-from lmms_textweighted.engine.pruner import find_decoder, prune
 from lmms_textweighted.engine.trace import DocumentTrace
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY
 from lmms_textweighted.families.liuhaotian.splice import IMAGE_TAG_ID
 from lmms_textweighted.families.llava import with_aspect_ratio

@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from lmms_textweighted.engine.pruner import prune
+from lmms_textweighted.families.attach import prune
 from tests.oracles import (
     ExpectedStage,
     anyres_grid,

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lmms_textweighted.engine.plan import make_plan
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import prune
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.prompts import VICUNA_CHAT_TEMPLATE, make_message, user_message
 from lmms_textweighted.tiny.architecture import build_tokenizer

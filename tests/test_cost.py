@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
 from lmms_textweighted.engine.plan import Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import prune
+from lmms_textweighted.families.attach import prune
 from tests.conftest import IMAGE, build_llava, make_inputs, one_row
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmms_textweighted.engine.fanout import continue_prefix, row_lengths, run_prefix
+from lmms_textweighted.engine.fanout import continue_prefix, row_lengths
 from lmms_textweighted.engine.plan import Plan, Stage
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.engine.scoring import RANDOM, SCORERS
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import prune, run_prefix
 from tests.conftest import IMAGE, build_llava, make_inputs
 
 ALL_SCORERS = [*SCORERS, RANDOM]

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted import cli
 from lmms_textweighted.engine.plan import NONE, Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.families import load
+from lmms_textweighted.families.attach import prune
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.leaderboard.commands import command, config_text_of, expand, shell_line

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmms_textweighted.engine.plan import make_plan
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import CheckpointError, InputError
 from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.liuhaotian import package as llava_loader
 from lmms_textweighted.families.liuhaotian.checkpoint import is_liuhaotian, load_tokenizer
 from lmms_textweighted.families.liuhaotian.convert import convert

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import BatchFeature, DynamicCache, LlamaForCausalLM, MistralConfig, Qwen2Config, StaticCache
 
+from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.plan import Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import find_decoder, prune
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import prune
 from tests.conftest import IMAGE, IMAGE_TOKEN, build_llava, make_inputs, one_row
 from tests.oracles import (
     expected_ranks,

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmms_textweighted.engine.plan import Plan, Stage
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.engine.scoring import RANDOM, SCORERS, top_tokens
+from lmms_textweighted.families.attach import prune
 from tests.conftest import IMAGE, make_inputs, one_row
 from tests.oracles import masked_logits, removed_by
 

@@ -9,15 +9,15 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lmms_textweighted.engine.fanout import continue_prefix, run_prefix
+from lmms_textweighted.engine.fanout import continue_prefix
 from lmms_textweighted.engine.layout import IMAGE as IMAGE_ID
 from lmms_textweighted.engine.layout import Prompts, find_layout
 from lmms_textweighted.engine.plan import KEEP_SCOPES, TEXT_SCOPES, Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.engine.scoring import RANDOM, SCORERS, choose_tokens
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.experiment import points as sweep
 from lmms_textweighted.families import load
+from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, make_message, user_message
 from lmms_textweighted.tiny.questions import multiple_choice_text

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from lmms_textweighted.engine.fanout import continue_prefix, run_prefix
+from lmms_textweighted.engine.fanout import continue_prefix
 from lmms_textweighted.engine.plan import Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import prune
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.families.liuhaotian.splice import take_cache_by_its_name
 from tests.conftest import (
     PATCH,

@@ -18,10 +18,11 @@ from transformers import BatchFeature, DynamicCache
 
 from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.decoder import end_tokens, find_decoder
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
-from lmms_textweighted.engine.pruner import find_decoder, image_ranks
+from lmms_textweighted.engine.pruner import image_ranks
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import (
     RANDOM,
@@ -31,9 +32,8 @@ from lmms_textweighted.engine.scoring import (
     random_scores,
     score_image_tokens,
 )
-from lmms_textweighted.engine.splice import removed_at_end
+from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.families.splice import splice_of
 
 
 @dataclass
@@ -73,6 +73,7 @@ def run_prefix(
     inputs: BatchFeature,
     layer: int,
     scorers: Sequence[str],
+    splice: Splice,
     *,
     seed: int = 0,
     text_scope: str = "after",
@@ -80,10 +81,9 @@ def run_prefix(
 ) -> Prefix:
     """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there.
 
-    text_scope, question: as for `prune`, of the one prompt. Raises PlanError for a batch or a padded prompt.
+    splice: as for `prune`. text_scope, question: too, of the one prompt. Raises PlanError for a batch or a padded prompt.
     """
     decoder = find_decoder(model)
-    splice = splice_of(model)
     if inputs["input_ids"].shape[0] != 1 or not inputs["attention_mask"].all():
         raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
     layouts: list[Layout] = []
@@ -179,12 +179,6 @@ def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[
         [whole] * before + [whole - images + kept_tokens] * after,
         [images] * before + [kept_tokens] * after,
     )
-
-
-def end_tokens(model: Any) -> set[int]:
-    """The tokens that end a generation: none, one or several in the model's generation config."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
 
 def _run(

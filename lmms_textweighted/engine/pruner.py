@@ -1,4 +1,4 @@
-"""Physical removal of image tokens: `with prune(model, plan) as trace: model.generate(...)`.
+"""Physical removal of image tokens: `with prune(model, plan, splice) as trace: model.generate(...)`.
 
 Works on any model whose decoder is a list of layers that take `hidden_states`, `attention_mask`, `position_ids` and
 `position_embeddings` (transformers' Llama, Mistral, Qwen2 and their kin). After a stage's layer the hidden states,
@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from lmms_textweighted.engine.caches import given_cache
 from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.layout import Layout, Prompts, find_layout, unknown_text
 from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.plan import Plan, Stage
@@ -32,10 +33,9 @@ from lmms_textweighted.engine.scoring import (
     score_image_tokens,
 )
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
-from lmms_textweighted.engine.splice import removed_at_end
+from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace, Trace
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.families.splice import splice_of
 
 _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -44,6 +44,7 @@ _PRUNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 def prune(
     model: nn.Module,
     plan: Plan,
+    splice: Splice,
     *,
     ranks: bool = False,
     random_keys: Sequence[str] | None = None,
@@ -52,8 +53,8 @@ def prune(
 ) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
-    model: a LLaVA of transformers (1.5, NeXT, OneVision) called with `input_ids`, or one of the `llava` package called
-    with its `images`. Image positions are found in the input. A forward with an empty KV cache is a prefill: it is
+    splice: finds the image tokens in what the model is called with (`lmms_textweighted.prune` gives the one that suits
+    the model). A forward with an empty KV cache is a prefill: it is
     scored and pruned. Later forwards with its cache are decoding steps over the shorter cache. Generate with a cache,
     and with the whole prompt in one prefill: without a cache every step is a prefill of its own, and of a prompt in
     chunks (`prefill_chunk_size`) only the first chunk would be scored.
@@ -68,19 +69,10 @@ def prune(
 
     Raises PlanError when the plan does not fit the model or an input.
     """
-    session = _Session(model, plan, ranks=ranks, random_keys=random_keys, seed=seed, question=question)
+    session = _Session(model, plan, splice, ranks=ranks, random_keys=random_keys, seed=seed, question=question)
     with ExitStack() as stack:
         session.attach(stack)
         yield session.trace
-
-
-def find_decoder(model: nn.Module) -> Any:
-    """The decoder inside a model: the module that owns the list of layers. Raises PlanError when there is none."""
-    given: Any = model
-    decoder = given.get_decoder() if hasattr(given, "get_decoder") else given
-    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-        raise PlanError(f"{type(model).__name__} has no list of decoder layers: give a LLaVA with a Llama-like decoder")
-    return decoder
 
 
 class _Session:
@@ -90,6 +82,7 @@ class _Session:
         self,
         model: nn.Module,
         plan: Plan,
+        splice: Splice,
         *,
         ranks: bool,
         random_keys: Sequence[str] | None,
@@ -105,7 +98,7 @@ class _Session:
             raise PlanError(
                 "the decoder has sliding-window attention, whose window would count removed tokens: not supported"
             )
-        self.splice = splice_of(model)
+        self.splice = splice
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.trace = Trace()
         self.prefilling = False

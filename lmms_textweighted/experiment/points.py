@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefill_flops
-from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefix, row_lengths, run_prefix
+from lmms_textweighted.engine.decoder import find_decoder
+from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefix, row_lengths
 from lmms_textweighted.engine.plan import NONE, STRATEGIES, Plan, Stage, make_plan
-from lmms_textweighted.engine.pruner import find_decoder
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.families.splice import splice_of
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.prompts import Message

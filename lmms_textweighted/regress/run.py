@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lmms_textweighted.engine.pruner import find_decoder
+from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points

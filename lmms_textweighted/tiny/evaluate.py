@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from lmms_textweighted.engine.fanout import continue_prefix, run_prefix
+from lmms_textweighted.engine.fanout import continue_prefix
 from lmms_textweighted.engine.plan import DEFAULT_LAYER, STRATEGIES
 from lmms_textweighted.families import load
+from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.prompts import user_message
 from lmms_textweighted.statistics import mean_interval
