@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.liuhaotian.convert import convert
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.prompts import TEMPLATES
 
 LOADERS = {"transformers": "hf", "llava package": "llava", "converted in memory": "hf"}

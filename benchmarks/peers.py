@@ -26,7 +26,7 @@ from benchmarks.prefill import KEEP, LAYER, forward
 from benchmarks.rows import Row, show
 from benchmarks.timing import take_turns
 from lmms_textweighted.engine.caches import CACHE_NAME
-from lmms_textweighted.engine.plan import make_plan
+from lmms_textweighted.methods import make_plan
 
 IMAGE = slice(SYSTEM_TOKENS, SYSTEM_TOKENS + IMAGE_TOKENS)
 

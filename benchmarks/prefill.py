@@ -25,8 +25,9 @@ from benchmarks.rows import Row, show
 from benchmarks.timing import take_turns
 from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.cost import DecoderShape, layer_bytes, layer_flops
-from lmms_textweighted.engine.plan import NONE, Plan, make_plan
+from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.methods import make_plan
 
 KEEP, LAYER = 64, 2
 FULL = SYSTEM_TOKENS + IMAGE_TOKENS + TEXT_TOKENS

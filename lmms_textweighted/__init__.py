@@ -13,9 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+    from lmms_textweighted.engine.plan import Plan, Stage
     from lmms_textweighted.families import load
     from lmms_textweighted.families.attach import prune
+    from lmms_textweighted.methods import make_plan
 
 __version__ = "0.1.0"
 __all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
@@ -24,7 +25,7 @@ _HOMES = {
     "Plan": "lmms_textweighted.engine.plan",
     "Stage": "lmms_textweighted.engine.plan",
     "load": "lmms_textweighted.families",
-    "make_plan": "lmms_textweighted.engine.plan",
+    "make_plan": "lmms_textweighted.methods",
     "prune": "lmms_textweighted.families.attach",
 }
 

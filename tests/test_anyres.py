@@ -20,10 +20,10 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
 )
 
-from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.prompts import VICUNA_CHAT_TEMPLATE, make_message, user_message
 from lmms_textweighted.tiny.architecture import build_tokenizer
 from tests.conftest import (

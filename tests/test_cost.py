@@ -6,8 +6,11 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
-from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.methods import make_plan
+from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED
+from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
 from tests.conftest import IMAGE, build_llava, make_inputs, one_row
 
 
@@ -36,7 +39,10 @@ def test_unpruned_flops_equal_what_torch_counts(small_llava, heads, kv_heads):
         (make_plan("random", keep_tokens=5), 0),
         (make_plan("fastv", keep_tokens=5), 0.02),
         (make_plan("text_weighted", keep_tokens=5), 0.02),
-        (Plan("staged", (Stage("uniform", 1, keep_tokens=30), Stage("last_row", 3, keep_tokens=0))), 0.02),
+        (
+            Plan("staged", (Stage(UNIFORM, 1, keep_tokens=30), Stage(LAST_ROW, 3, keep_tokens=0))),
+            0.02,
+        ),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -61,7 +67,7 @@ def test_kv_bytes_are_those_of_the_real_cache(kv_heads, double):
     inputs = make_inputs(model, [(3, IMAGE, 4)])
     if double:
         model, inputs["pixel_values"] = model.double(), inputs["pixel_values"].double()
-    plan = Plan("staged", (Stage("text_weighted", 1, keep_tokens=9), Stage("last_row", 3, keep_tokens=2)))
+    plan = Plan("staged", (Stage(TEXT_WEIGHTED.scorer, 1, keep_tokens=9), Stage(LAST_ROW, 3, keep_tokens=2)))
     with prune(model, plan) as trace:
         cache = model(**inputs, use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from accelerate import dispatch_model
 
-from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.experiment.points import make_points, run_document
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.methods import SCORERS, make_plan
 from lmms_textweighted.prompts import Message
 from tests.cards import Cards, spread
 
@@ -40,7 +41,10 @@ def everything(model, processor, documents) -> list[Any]:
     found: list[Any] = []
     longer = Message("user", (*documents[1].message.content, ("text", " Why?")))
     messages = [documents[0].message, longer]
-    twice = Plan("two stages", (Stage("text_weighted", 1, keep_tokens=288), Stage("last_row", 4, keep_tokens=48)))
+    twice = Plan(
+        "two stages",
+        (Stage(SCORERS["text_weighted"], 1, keep_tokens=288), Stage(SCORERS["last_row"], 4, keep_tokens=48)),
+    )
     for plan in (make_plan("text_weighted", keep_tokens=48), make_plan("random", keep_tokens=48), twice):
         llava = PrunedLlava(model, processor, plan)
         answers = llava.generate([[message] for message in messages], DECODING, ranks=True)

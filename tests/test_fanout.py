@@ -7,12 +7,12 @@ import torch
 
 from lmms_textweighted.engine.fanout import continue_prefix, row_lengths
 from lmms_textweighted.engine.plan import Plan, Stage
-from lmms_textweighted.engine.scoring import RANDOM, SCORERS
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune, run_prefix
+from lmms_textweighted.methods import SCORERS
 from tests.conftest import IMAGE, build_llava, make_inputs
 
-ALL_SCORERS = [*SCORERS, RANDOM]
+ALL_SCORERS = list(SCORERS)
 PROMPTS = {
     "one_image": (3, IMAGE, 6),
     "two_images": (2, IMAGE, 3, IMAGE, 5),
@@ -22,21 +22,21 @@ PROMPTS = {
 
 def pruned(model, inputs, scorer: str, layer: int, budget: int, count: int, seed: int = 0):
     """The tokens and the trace of `prune` and `generate`."""
-    plan = Plan("one", (Stage(scorer, layer, keep_tokens=budget),))
+    plan = Plan("one", (Stage(SCORERS[scorer], layer, keep_tokens=budget),))
     with prune(model, plan, ranks=True, seed=seed) as trace:
         out = model.generate(**inputs, max_new_tokens=count)
     return out[0, inputs["input_ids"].shape[1] :].tolist(), trace.documents[0]
 
 
 def assert_equals_prune(model, inputs, scorer, layer, budgets, count=5, seed=0):
-    prefix = run_prefix(model, inputs, layer, [scorer], seed=seed)
-    kept = [prefix.keep(scorer, budget) for budget in budgets]
+    prefix = run_prefix(model, inputs, layer, [SCORERS[scorer]], seed=seed)
+    kept = [prefix.keep(SCORERS[scorer], budget) for budget in budgets]
     continuations = continue_prefix(model, prefix, kept, max_new_tokens=count, ranks=True)
     for budget, positions, continuation in zip(budgets, kept, continuations, strict=True):
         tokens, document = pruned(model, inputs, scorer, layer, budget, count, seed)
         (stage,) = document.stages
         assert positions.tolist() == stage.kept.tolist()
-        torch.testing.assert_close(prefix.scores[scorer], stage.scores, atol=1e-6, rtol=0)
+        torch.testing.assert_close(prefix.scores[SCORERS[scorer]], stage.scores, atol=1e-6, rtol=0)
         assert continuation.tokens == tokens
         total = budget * len(prefix.layout.image_sizes[0])
         assert row_lengths(prefix, document.shape, total) == (document.lengths, document.image_lengths)
@@ -83,14 +83,14 @@ def test_a_padded_prompt_or_a_batch_is_refused(small_llava):
     model = small_llava()
     for inputs in (make_inputs(model, [(3, IMAGE, 6)], pad_to=32), make_inputs(model, [(3, IMAGE, 6)] * 2)):
         with pytest.raises(PlanError, match="one unpadded prompt at a time"):
-            run_prefix(model, inputs, 2, ["text_weighted"])
+            run_prefix(model, inputs, 2, [SCORERS["text_weighted"]])
 
 
 def test_one_prefix_serves_every_scorer_at_once(small_llava):
     model = small_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=16)
-    prefix = run_prefix(model, inputs, 2, ALL_SCORERS)
-    kept = [prefix.keep(scorer, budget) for scorer in ALL_SCORERS for budget in (10, 2)]
+    prefix = run_prefix(model, inputs, 2, list(SCORERS.values()))
+    kept = [prefix.keep(SCORERS[scorer], budget) for scorer in ALL_SCORERS for budget in (10, 2)]
     continuations = iter(continue_prefix(model, prefix, kept, max_new_tokens=4))
     for scorer in ALL_SCORERS:
         for budget in (10, 2):
@@ -99,8 +99,8 @@ def test_one_prefix_serves_every_scorer_at_once(small_llava):
 
 def test_a_prefix_can_be_continued_again(small_llava):
     model = small_llava()
-    prefix = run_prefix(model, make_inputs(model, [(3, IMAGE, 6)], seed=17), 2, ["uniform"])
-    kept = [prefix.keep("uniform", 6), prefix.keep("uniform", 2)]
+    prefix = run_prefix(model, make_inputs(model, [(3, IMAGE, 6)], seed=17), 2, [SCORERS["uniform"]])
+    kept = [prefix.keep(SCORERS["uniform"], 6), prefix.keep(SCORERS["uniform"], 2)]
     first = continue_prefix(model, prefix, kept, max_new_tokens=5, ranks=True)
     second = continue_prefix(model, prefix, kept, max_new_tokens=5, ranks=True)
     assert first == second
@@ -111,8 +111,11 @@ def test_a_prefix_can_be_continued_again(small_llava):
 def test_the_seed_of_the_random_choice(small_llava):
     model = small_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=18)
-    assert_equals_prune(model, inputs, RANDOM, 2, [8, 4], seed=3)
-    kept = [run_prefix(model, inputs, 2, [RANDOM], seed=seed).keep(RANDOM, 4).tolist() for seed in (3, 4)]
+    assert_equals_prune(model, inputs, "random", 2, [8, 4], seed=3)
+    kept = [
+        run_prefix(model, inputs, 2, [SCORERS["random"]], seed=seed).keep(SCORERS["random"], 4).tolist()
+        for seed in (3, 4)
+    ]
     assert kept[0] != kept[1]
 
 
@@ -120,8 +123,8 @@ def test_an_answer_stops_with_its_end_token():
     """Rows that end early do not disturb those that go on."""
     model = build_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=19)
-    prefix = run_prefix(model, inputs, 2, ["text_weighted"])
-    kept = [prefix.keep("text_weighted", budget) for budget in range(17)]
+    prefix = run_prefix(model, inputs, 2, [SCORERS["text_weighted"]])
+    kept = [prefix.keep(SCORERS["text_weighted"], budget) for budget in range(17)]
     free = [c.tokens for c in continue_prefix(model, prefix, kept, max_new_tokens=6)]
     end = next(tokens[2] for tokens in free if tokens[2] not in tokens[:2])
     for ends in (end, [end, 62]):
@@ -135,8 +138,8 @@ def test_an_answer_stops_with_its_end_token():
 
 def test_one_token_is_the_first_of_many(small_llava):
     model = small_llava()
-    prefix = run_prefix(model, make_inputs(model, [(3, IMAGE, 6)], seed=20), 2, ["uniform"])
-    kept = [prefix.keep("uniform", 6)]
+    prefix = run_prefix(model, make_inputs(model, [(3, IMAGE, 6)], seed=20), 2, [SCORERS["uniform"]])
+    kept = [prefix.keep(SCORERS["uniform"], 6)]
     (one,) = continue_prefix(model, prefix, kept, max_new_tokens=1)
     (many,) = continue_prefix(model, prefix, kept, max_new_tokens=4)
     assert one.tokens == many.tokens[:1]
@@ -149,8 +152,8 @@ def test_the_model_is_as_before(small_llava):
     logits = model(**inputs).logits
     layers = model.model.language_model.layers
     configs = [layer.self_attn.config for layer in layers]
-    prefix = run_prefix(model, inputs, 2, ["text_weighted"])
-    continue_prefix(model, prefix, [prefix.keep("text_weighted", 3)], max_new_tokens=2, ranks=True)
+    prefix = run_prefix(model, inputs, 2, [SCORERS["text_weighted"]])
+    continue_prefix(model, prefix, [prefix.keep(SCORERS["text_weighted"], 3)], max_new_tokens=2, ranks=True)
     assert all(layer.self_attn.config is config for layer, config in zip(layers, configs, strict=True))
     assert not any(layer._forward_pre_hooks for layer in layers)
     assert torch.equal(model(**inputs).logits, logits)

@@ -9,8 +9,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.methods import make_plan
 from tests.conftest import IMAGE, build_llava, make_inputs
 
 NAME = "flash_stand_in"

@@ -24,7 +24,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_textweighted import cli
-from lmms_textweighted.engine.plan import NONE, Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import NONE, Plan, Stage
 from lmms_textweighted.errors import InputError, TextweightedError
 from lmms_textweighted.families import load
 from lmms_textweighted.families.attach import prune
@@ -45,6 +45,7 @@ from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
+from lmms_textweighted.methods import SCORERS, make_plan
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
 
@@ -270,7 +271,7 @@ PLANS = [
     NONE,
     make_plan("fastv", keep_tokens=64),
     make_plan("fastv_k2", keep_tokens=192),
-    Plan("staged", (Stage("uniform", 1, keep_tokens=288), Stage("last_row", 3, keep_ratio=0.25))),
+    Plan("staged", (Stage(SCORERS["uniform"], 1, keep_tokens=288), Stage(SCORERS["last_row"], 3, keep_ratio=0.25))),
 ]
 
 

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.errors import CheckpointError, InputError
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.attach import prune
@@ -29,6 +28,7 @@ from lmms_textweighted.families.liuhaotian.checkpoint import is_liuhaotian, load
 from lmms_textweighted.families.liuhaotian.convert import convert
 from lmms_textweighted.families.processing import TagProcessor, llava_pieces
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.prompts import Message, render, user_message
 from tests.checkpoints import make_checkpoint, make_tower

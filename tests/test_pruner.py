@@ -10,9 +10,10 @@ import torch
 from transformers import BatchFeature, DynamicCache, LlamaForCausalLM, MistralConfig, Qwen2Config, StaticCache
 
 from lmms_textweighted.engine.decoder import find_decoder
-from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.methods import SCORERS, make_plan
 from tests.conftest import IMAGE, IMAGE_TOKEN, build_llava, make_inputs, one_row
 from tests.oracles import (
     expected_ranks,
@@ -43,7 +44,12 @@ def plan_of(stages, name: str = "test") -> Plan:
     return Plan(
         name,
         tuple(
-            Stage(scorer, layer, **{"keep_tokens" if isinstance(keep, int) else "keep_ratio": keep}, score_layer=scored)
+            Stage(
+                SCORERS[scorer],
+                layer,
+                **{"keep_tokens" if isinstance(keep, int) else "keep_ratio": keep},
+                score_layer=scored,
+            )
             for scorer, layer, keep, scored in stages
         ),
     )
@@ -319,14 +325,14 @@ def test_a_ratio_rounds_down_to_at_least_one_token(small_llava, ratio, kept):
 @pytest.mark.parametrize(("ratio", "tokens"), [(0.29, 100), (0.57, 100), (0.58, 100), (0.3, 10), (0.7, 10)])
 def test_a_ratio_that_names_a_whole_number_of_tokens_keeps_that_number(ratio, tokens):
     """0.29 * 100 is 28.999999999999996 in floating point."""
-    assert Stage("uniform", 1, keep_ratio=ratio).keep(tokens) == round(ratio * tokens)
+    assert Stage(SCORERS["uniform"], 1, keep_ratio=ratio).keep(tokens) == round(ratio * tokens)
 
 
 def test_a_share_of_an_image_that_is_gone_is_nothing(small_llava):
     """A cut-off followed by a share: no token can come back."""
     model = small_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6)])
-    plan = Plan("late", (Stage("uniform", 1, keep_tokens=0), Stage("last_row", 3, keep_ratio=0.5)))
+    plan = Plan("late", (Stage(SCORERS["uniform"], 1, keep_tokens=0), Stage(SCORERS["last_row"], 3, keep_ratio=0.5)))
     with prune(model, plan) as trace:
         cache = model(**inputs, use_cache=True).past_key_values
     assert trace.documents[0].image_lengths == [16, 16, 0, 0, 0, 0]

@@ -20,10 +20,11 @@ from scipy.stats import binomtest
 from lmms_textweighted import cli, prompts
 from lmms_textweighted.engine import pruner, shortened
 from lmms_textweighted.engine.plan import Stage
-from lmms_textweighted.engine.scoring import SCORERS, Scorer, debiased_column_sum_weights
+from lmms_textweighted.engine.scoring import RowWeighting
 from lmms_textweighted.errors import InputError, NotComparableError
 from lmms_textweighted.harness import documents
 from lmms_textweighted.harness.documents import Document, TaskDocuments
+from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, debiased_column_sum_weights
 from lmms_textweighted.prompts import Template, user_message
 from lmms_textweighted.regress.baseline import (
     Baseline,
@@ -319,17 +320,17 @@ def test_the_ci_example_is_a_workflow_of_commands_and_options_that_exist():
 
 
 def a_scorer_that_is_another(monkeypatch):
-    monkeypatch.setitem(SCORERS, "text_weighted", Scorer(debiased_column_sum_weights))
+    monkeypatch.setitem(vars(TEXT_WEIGHTED.scorer), "weights", debiased_column_sum_weights)
 
 
 def a_scorer_upside_down(monkeypatch):
-    right = pruner.score_image_tokens
+    right = RowWeighting.score
 
-    def scores(*arguments):
-        found, weights = right(*arguments)
+    def scores(self, seen):
+        found, weights = right(self, seen)
         return -found, weights
 
-    monkeypatch.setattr(pruner, "score_image_tokens", scores)
+    monkeypatch.setattr(RowWeighting, "score", scores)
 
 
 def a_score_of_the_layer_in_front(monkeypatch):

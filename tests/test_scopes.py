@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from lmms_textweighted.engine.fanout import continue_prefix
 from lmms_textweighted.engine.layout import IMAGE as IMAGE_ID
 from lmms_textweighted.engine.layout import Prompts, find_layout
-from lmms_textweighted.engine.plan import KEEP_SCOPES, TEXT_SCOPES, Plan, Stage, make_plan
-from lmms_textweighted.engine.scoring import RANDOM, SCORERS, choose_tokens
+from lmms_textweighted.engine.plan import KEEP_SCOPES, TEXT_SCOPES, Plan, Stage
+from lmms_textweighted.engine.scoring import choose_tokens
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.experiment import points as sweep
 from lmms_textweighted.families import load
 from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.methods import SCORERS, make_plan
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, make_message, user_message
 from lmms_textweighted.tiny.questions import multiple_choice_text
 from lmms_textweighted.tiny.testset import load_testset
@@ -109,13 +110,13 @@ def test_a_stage_without_image_tokens_names_no_voter_without_a_weight(small_llav
 
 
 @pytest.mark.parametrize("keep_scope", KEEP_SCOPES)
-@pytest.mark.parametrize("scorer", [*SCORERS, RANDOM])
+@pytest.mark.parametrize("scorer", SCORERS)
 def test_both_scopes_are_the_same_for_one_image(small_anyres, keep_scope, scorer):
     model = small_anyres("llava_next")
     inputs = make_anyres_inputs(model, [(3, SQUARE, 6)], seed=2)
     traces = []
     for scope in ("image", keep_scope):
-        with prune(model, Plan("one", (Stage(scorer, 1, keep_tokens=9),), keep_scope=scope)) as trace:
+        with prune(model, Plan("one", (Stage(SCORERS[scorer], 1, keep_tokens=9),), keep_scope=scope)) as trace:
             model(**inputs)
         traces.append(trace.documents[0])
     assert_same_trace(*traces)
@@ -223,7 +224,7 @@ def test_the_chosen_tokens_are_the_best_of_each_group(sizes, keep, keep_scope, l
     """Few levels make ties, of which the earlier token stays."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, levels, (sum(sizes),), generator=generator).float()
-    stage = Stage("uniform", 1, **{"keep_tokens" if isinstance(keep, int) else "keep_ratio": keep})
+    stage = Stage(SCORERS["uniform"], 1, **{"keep_tokens" if isinstance(keep, int) else "keep_ratio": keep})
     chosen, counts = choose_tokens(scores, sizes, stage.keep, keep_scope)
 
     groups, start = [], 0
@@ -297,14 +298,14 @@ def test_the_scopes_differ(small_llava):
         assert (found[a].scores - found[b].scores).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("scorer", ["last_row", RANDOM])
+@pytest.mark.parametrize("scorer", ["last_row", "random"])
 def test_a_scorer_without_votes_gives_the_same_under_every_scope(small_llava, scorer):
     """FastV reads the prompt's last token, also where that is not the question's."""
     model = small_llava()
     prompt = PROMPTS["apart"]
     inputs, traces = make_inputs(model, [prompt], seed=2), []
     for text_scope in TEXT_SCOPES:
-        plan = Plan("scoped", (Stage(scorer, 2, keep_tokens=5),), text_scope)
+        plan = Plan("scoped", (Stage(SCORERS[scorer], 2, keep_tokens=5),), text_scope)
         with prune(model, plan, question=[some_of(prompt)]) as trace:
             model(**inputs)
         traces.append(trace.documents[0])
@@ -461,7 +462,7 @@ def test_any_layouts_voters_are_those_of_the_naive_one(prompt, text_scope, paddi
 @pytest.mark.parametrize(
     ("scorer", "text_scope", "keep_scope"),
     [
-        *((scorer, "question", "prompt") for scorer in [*SCORERS, RANDOM]),
+        *((scorer, "question", "prompt") for scorer in SCORERS),
         ("text_weighted", "after", "image"),
         ("text_weighted", "after", "prompt"),
         ("text_weighted", "all", "prompt"),
@@ -472,17 +473,17 @@ def test_a_prefix_chooses_as_prune_does(small_anyres, scorer, text_scope, keep_s
     model = small_anyres("llava_next")
     prompt = (3, SQUARE, 4, STRIP, SMALL, 6)
     inputs, asked = make_anyres_inputs(model, [prompt], seed=6), some_of(prompt)
-    prefix = run_prefix(model, inputs, 1, [scorer], text_scope=text_scope, question=asked)
+    prefix = run_prefix(model, inputs, 1, [SCORERS[scorer]], text_scope=text_scope, question=asked)
     budgets = [60, 10, 1, 0]
-    kept = [prefix.keep(scorer, keep, keep_scope) for keep in budgets]
+    kept = [prefix.keep(SCORERS[scorer], keep, keep_scope) for keep in budgets]
     continuations = continue_prefix(model, prefix, kept, max_new_tokens=4, ranks=True)
     for keep, positions, continuation in zip(budgets, kept, continuations, strict=True):
-        plan = Plan("one", (Stage(scorer, 1, keep_tokens=keep),), text_scope, keep_scope)
+        plan = Plan("one", (Stage(SCORERS[scorer], 1, keep_tokens=keep),), text_scope, keep_scope)
         with prune(model, plan, ranks=True, question=[asked]) as trace:
             assert answers(model, inputs, 4) == [continuation.tokens]
         (stage,) = trace.documents[0].stages
         assert positions.tolist() == stage.kept.tolist()
-        torch.testing.assert_close(prefix.scores[scorer], stage.scores, atol=1e-6, rtol=0)
+        torch.testing.assert_close(prefix.scores[SCORERS[scorer]], stage.scores, atol=1e-6, rtol=0)
         ranks = trace.documents[0].ranks
         assert (continuation.ranks is None) == (ranks is None) == (keep == 0)
         assert ranks is None or continuation.ranks.effective == pytest.approx(ranks.effective, rel=1e-4)
@@ -492,7 +493,14 @@ def test_a_prefix_chooses_as_prune_does(small_anyres, scorer, text_scope, keep_s
 def test_a_prefix_without_its_question_is_an_error(small_llava, question):
     model = small_llava()
     with pytest.raises(PlanError, match="question"):
-        run_prefix(model, make_inputs(model, [(3, IMAGE, 6)]), 1, ["uniform"], text_scope="question", question=question)
+        run_prefix(
+            model,
+            make_inputs(model, [(3, IMAGE, 6)]),
+            1,
+            [SCORERS["uniform"]],
+            text_scope="question",
+            question=question,
+        )
 
 
 # The embedded model, end to end.

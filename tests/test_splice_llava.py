@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from lmms_textweighted.engine.fanout import continue_prefix
-from lmms_textweighted.engine.plan import Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.families.liuhaotian.splice import take_cache_by_its_name
+from lmms_textweighted.methods import SCORERS, make_plan
 from tests.conftest import (
     PATCH,
     TILE,
@@ -532,12 +533,12 @@ def test_flat_pictures_given_one_by_one(models):
 def test_a_prefix_chooses_and_goes_on_as_prune_does(models, kind, prompt):
     model = models(kind)
     inputs = make_inputs(model, [prompt], seed=13)
-    prefix = run_prefix(model, inputs, 1, ["text_weighted"])
+    prefix = run_prefix(model, inputs, 1, [SCORERS["text_weighted"]])
     budgets = [9, 4, 0]
-    kept = [prefix.keep("text_weighted", keep) for keep in budgets]
+    kept = [prefix.keep(SCORERS["text_weighted"], keep) for keep in budgets]
     continuations = continue_prefix(model, prefix, kept, max_new_tokens=4, ranks=True)
     for keep, positions, continuation in zip(budgets, kept, continuations, strict=True):
-        with prune(model, Plan("one", (Stage("text_weighted", 1, keep_tokens=keep),))) as trace:
+        with prune(model, Plan("one", (Stage(SCORERS["text_weighted"], 1, keep_tokens=keep),))) as trace:
             assert answers(model, inputs, 4) == [continuation.tokens]
         assert positions.tolist() == trace.documents[0].stages[0].kept.tolist()
 
@@ -727,7 +728,7 @@ def test_a_budget_above_a_pictures_tokens(models, keep):
 def test_the_question_of_a_prompt_counts_its_text_without_tags(models):
     model = models("anyres")
     inputs = make_inputs(model, [(3, SQUARE, 6)])
-    plan = Plan("asked", (Stage("uniform", 1, keep_tokens=4),), "question")
+    plan = Plan("asked", (Stage(SCORERS["uniform"], 1, keep_tokens=4),), "question")
     with prune(model, plan, question=[torch.ones(10, dtype=torch.bool)]), pytest.raises(PlanError, match="9 text"):
         model(**inputs)
     with prune(model, plan), pytest.raises(PlanError, match="where the question is"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lmms_textweighted.engine.plan import make_plan
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.experiment.points import make_points, run_document
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.statistics import mean_interval
 
 

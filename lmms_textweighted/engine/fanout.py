@@ -24,14 +24,7 @@ from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.pruner import image_ranks
 from lmms_textweighted.engine.rank import Ranks
-from lmms_textweighted.engine.scoring import (
-    RANDOM,
-    SCORERS,
-    choose_tokens,
-    prompt_key,
-    random_scores,
-    score_image_tokens,
-)
+from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.errors import PlanError
 
@@ -44,14 +37,14 @@ class Prefix:
     layout: Layout
     hidden: torch.Tensor
     cache: DynamicCache
-    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    scores: dict[Scorer, torch.Tensor] = field(default_factory=dict)
 
     @property
     def image(self) -> torch.Tensor:
         """Positions of the image tokens, ascending."""
         return (self.layout.image[0] >= 0).nonzero().flatten()
 
-    def keep(self, scorer: str, budget: int, keep_scope: str = "image") -> torch.Tensor:
+    def keep(self, scorer: Scorer, budget: int, keep_scope: str = "image") -> torch.Tensor:
         """Positions of the `budget` best image tokens, ascending: of each image, or of all images together."""
         sizes = self.layout.image_sizes[0]
         if not sizes:
@@ -72,7 +65,7 @@ def run_prefix(
     model: Any,
     inputs: BatchFeature,
     layer: int,
-    scorers: Sequence[str],
+    scorers: Sequence[Scorer],
     splice: Splice,
     *,
     seed: int = 0,
@@ -81,34 +74,38 @@ def run_prefix(
 ) -> Prefix:
     """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there.
 
-    splice: as for `prune`. text_scope, question: too, of the one prompt. Raises PlanError for a batch or a padded prompt.
+    splice: as for `prune`, and so text_scope and question, of the one prompt. Raises PlanError for a batch or a padded
+    prompt.
     """
     decoder = find_decoder(model)
     if inputs["input_ids"].shape[0] != 1 or not inputs["attention_mask"].all():
         raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
     layouts: list[Layout] = []
-    scores: dict[str, torch.Tensor] = {}
+    keys: list[str] = []
+    scores: dict[Scorer, torch.Tensor] = {}
 
     def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden = kwargs.get("inputs_embeds")
         hidden = kwargs["input_ids"] if hidden is None else hidden  # a text alone may come as its ids
         prompts = splice.prompts(1) or unknown_text(hidden)
         layouts.append(find_layout(prompts, hidden.device, text_scope, [question]))
-        if RANDOM in scorers:
-            count = sum(prompts.image_sizes[0])
-            scores[RANDOM] = random_scores(count, prompt_key(prompts.ids[0].tolist()), seed).to(hidden.device)
+        image = (layouts[0].image[0] >= 0).nonzero().flatten()
+        keys.append(prompt_key(prompts.ids[0].tolist()))
+        for scorer in scorers:
+            if scorer.reads is Rows.NONE:
+                scores[scorer], _ = scorer.score(Seen(image, image[:0], None, keys[0], seed))
 
     def score(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         layout = layouts[0]
         # With device_map the scored layer may live on another device than the input.
         image = (layout.image[0] >= 0).nonzero().flatten().to(query.device)
         text = layout.text[0].nonzero().flatten().to(query.device)
-        for name in scorers:
-            if name != RANDOM and len(image):
-                rows = text.new_tensor([layout.last(0)]) if SCORERS[name].last_row_only else text
+        for scorer in scorers:
+            if scorer.reads is not Rows.NONE and len(image):
+                rows = text.new_tensor([layout.last(0)]) if scorer.reads is Rows.LAST else text
                 attention = attention_rows(query[0], key[0], rows, layout.valid[0], scaling)
-                found, _ = score_image_tokens(attention, rows, image, SCORERS[name])
-                scores[name] = found.to(layout.image.device)
+                found, _ = scorer.score(Seen(image, rows, attention, keys[0], seed))
+                scores[scorer] = found.to(layout.image.device)
 
     cache = DynamicCache(config=decoder.config)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What to remove where: stages, plans and the named strategies.
+"""What to remove where: stages and plans.
 
 Layers are numbered from 0. A stage with `layer=P` removes image tokens after decoder layer P, so layers 0 … P see all
 that was there before and layers P+1 … L-1 run on the shorter sequence.
@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lmms_textweighted.engine.scoring import RANDOM, SCORERS
+from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, unknown
 
-DEFAULT_STRATEGY = "text_weighted"
 DEFAULT_LAYER = 2
-DEFAULT_KEEP_TOKENS = 192
 
 # Which text tokens vote. after: those after the last image. all: all text tokens, also between and before images.
 # question: the question's own, without options, instruction and role tags.
@@ -27,7 +25,7 @@ KEEP_SCOPES = ("image", "prompt")
 class Stage:
     """One removal.
 
-    scorer: a name in `scorers.SCORERS`, or `random`.
+    scorer: gives every image token its score.
     layer: image tokens leave after this decoder layer.
     keep_tokens: how many tokens of each image stay (0 removes them all), or
     keep_ratio: which share of each image's tokens *before this stage* stays, in (0, 1], rounded down, at least 1.
@@ -36,15 +34,17 @@ class Stage:
     Raises PlanError when the values make no stage.
     """
 
-    scorer: str
+    scorer: Scorer
     layer: int
     keep_tokens: int | None = None
     keep_ratio: float | None = None
     score_layer: int | None = None
 
     def __post_init__(self) -> None:
-        if self.scorer != RANDOM and self.scorer not in SCORERS:
-            raise PlanError(unknown("scorer", self.scorer, [*SCORERS, RANDOM]))
+        if not isinstance(self.scorer, Scorer):
+            raise PlanError(
+                f"scorer is {self.scorer!r}: give an object of engine.scoring.Scorer, as those in methods.SCORERS"
+            )
         if not _is_int(self.layer) or self.layer < 0:
             raise PlanError(f"pruning layer is {self.layer!r}: give a decoder layer's number, counted from 0")
         if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer):
@@ -131,7 +131,7 @@ class Plan:
             "keep_scope": self.keep_scope,
             "stages": [
                 {
-                    "scorer": stage.scorer,
+                    "scorer": stage.scorer.name,
                     "scored_at": stage.scored_at,
                     "leave_after": stage.layer,
                     "keep_tokens": stage.keep_tokens,
@@ -143,51 +143,6 @@ class Plan:
 
 
 NONE = Plan("none")
-
-# Strategy name -> (scorer, pruning layer that the name itself fixes).
-STRATEGIES: dict[str, tuple[str | None, int | None]] = {
-    "text_weighted": ("text_weighted", None),
-    "text_weighted_debiased": ("text_weighted_debiased", None),
-    "fastv": ("last_row", None),
-    # FastV's paper counts layers from 1 and removes before layer K + 1: its K=2 leaves after layer 1 here.
-    "fastv_k2": ("last_row", 1),
-    "random": (RANDOM, None),
-    "none": (None, None),
-}
-
-
-def make_plan(
-    strategy: str = DEFAULT_STRATEGY,
-    *,
-    pruning_layer: int | None = None,
-    keep_tokens: int | None = None,
-    keep_ratio: float | None = None,
-    text_scope: str = "after",
-    keep_scope: str = "image",
-) -> Plan:
-    """The plan of a named strategy. text_scope, keep_scope: see `Plan`.
-
-    Without `keep_tokens` and `keep_ratio`, 192 tokens of each image stay; without `pruning_layer`, they leave after
-    layer 2, or where the strategy's own name says. `none` removes nothing, whatever else is given.
-
-    Raises PlanError for an unknown name (with the nearest one), for both kinds of budget at once, for a budget below
-    one token or a ratio outside (0, 1], and for a layer that contradicts the strategy's.
-    """
-    if strategy not in STRATEGIES:
-        raise PlanError(unknown("strategy", strategy, list(STRATEGIES)))
-    scorer, fixed_layer = STRATEGIES[strategy]
-    if keep_tokens is not None and not (_is_int(keep_tokens) and keep_tokens >= 1):
-        raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 1")
-    if keep_tokens is None and keep_ratio is None:
-        keep_tokens = DEFAULT_KEEP_TOKENS
-    if fixed_layer is not None and pruning_layer not in (None, fixed_layer):
-        raise PlanError(
-            f"pruning_layer is {pruning_layer}, but {strategy} prunes after layer {fixed_layer}: leave it out"
-        )
-    if pruning_layer is None:
-        pruning_layer = DEFAULT_LAYER if fixed_layer is None else fixed_layer
-    stage = Stage(scorer or "last_row", pruning_layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)
-    return Plan(strategy, () if scorer is None else (stage,), text_scope, keep_scope)
 
 
 def _is_int(value: object) -> bool:

@@ -24,14 +24,7 @@ from lmms_textweighted.engine.layout import Layout, Prompts, find_layout, unknow
 from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
-from lmms_textweighted.engine.scoring import (
-    RANDOM,
-    SCORERS,
-    choose_tokens,
-    prompt_key,
-    random_scores,
-    score_image_tokens,
-)
+from lmms_textweighted.engine.scoring import Rows, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
 from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace, Trace
@@ -124,7 +117,7 @@ class _Session:
                 hook = layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True)
                 stack.enter_context(removed_at_end(hook))
         for place, stage in enumerate(self.plan.stages):
-            if stage.scorer != RANDOM:
+            if stage.scorer.reads is not Rows.NONE:
                 stack.enter_context(observing(self._attention(stage.scored_at), self._score_observer(place, stage)))
         if self.ranks:
             last = len(self.layers) - 1
@@ -183,7 +176,7 @@ class _Session:
         self.trace.documents.extend(self.rows)
 
     def _keys(self, prompts: Prompts) -> list[str]:
-        if not any(stage.scorer == RANDOM for stage in self.plan.stages):
+        if not any(stage.scorer.reads is Rows.NONE for stage in self.plan.stages):
             return []
         keys = self._by_row(self.random_keys, len(prompts.ids))
         if keys is not None:
@@ -203,8 +196,6 @@ class _Session:
     # Scoring: called from inside the scored layer's attention.
 
     def _score_observer(self, place: int, stage: Stage) -> Any:
-        scorer = SCORERS[stage.scorer]
-
         def observe(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
             if not self.prefilling:
                 return
@@ -219,7 +210,7 @@ class _Session:
                     weights.append(scores[-1])
                     continue
                 attention = attention_rows(query[row], key[row], text, layout.valid[row], scaling)
-                row_scores, row_weights = score_image_tokens(attention, text, image, scorer)
+                row_scores, row_weights = stage.scorer.score(self._seen(row, image, text, attention))
                 scores.append(row_scores.to(layout.image.device))
                 weights.append(row_weights.to(layout.image.device))
             self.observed[place] = (scores, weights)
@@ -234,6 +225,9 @@ class _Session:
             image = _positions(layout, row)[0]
             if len(image):
                 document.ranks = image_ranks(query[row], key[row], image, layout.valid[row], scaling)
+
+    def _seen(self, row: int, image: torch.Tensor, rows: torch.Tensor, attention: torch.Tensor | None = None) -> Seen:
+        return Seen(image, rows, attention, self.row_keys[row] if self.row_keys else "", self.seed)
 
     # Removal: called before every layer that may run on fewer tokens.
 
@@ -275,9 +269,8 @@ class _Session:
         sizes = []
         for row, document in enumerate(self.rows):
             image, text = _positions(layout, row)
-            if stage.scorer == RANDOM:
-                scores = random_scores(len(image), self.row_keys[row], self.seed).to(stays.device)
-                weights = scores.new_zeros(0)
+            if stage.scorer.reads is Rows.NONE:
+                scores, weights = stage.scorer.score(self._seen(row, image, text[:0]))
             else:
                 scores, weights = (part[row] for part in self.observed[place])
             places, kept_sizes = choose_tokens(scores, layout.image_sizes[row], stage.keep, self.plan.keep_scope)
@@ -339,9 +332,9 @@ def _positions(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _rows_read(stage: Stage, layout: Layout, row: int, text: torch.Tensor) -> torch.Tensor:
     """The text positions whose attention rows the stage's scorer reads."""
-    if stage.scorer == RANDOM or not len(text):
+    if stage.scorer.reads is Rows.NONE or not len(text):
         return text[:0]
-    return text.new_tensor([layout.last(row)]) if SCORERS[stage.scorer].last_row_only else text
+    return text.new_tensor([layout.last(row)]) if stage.scorer.reads is Rows.LAST else text
 
 
 def _first(mask: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,97 +1,90 @@
-"""How an image token is scored: attention rows of the text -> one score per image token.
+"""How an image token is scored, and how a budget chooses among scores. The scorers themselves stand in `methods`.
 
-Every attention scorer here is a weighting of the text rows:
-
-    s_k = sum_{i in T} w_i * A[i, k]        k in I
-
-with `A` one layer's attention averaged over heads (rows are queries, causal, each row sums to 1), `T` the text tokens
-after the image and `I` the image tokens. A scorer is the function that makes `w` from the text-to-text block of `A`.
 All functions are pure and work on one sequence; float32 in, float32 out.
 """
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
-RANDOM = "random"
+
+class Rows(Enum):
+    """The attention rows that a scorer reads: none, the prompt's last one, or those of all text tokens that vote."""
+
+    NONE = "none"
+    LAST = "last"
+    TEXT = "text"
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """weights: [R, R] text-to-text attention -> [R] weights of the rows. last_row_only: R is 1, the last text token."""
+class Seen:
+    """What a scorer is given of one prompt, at the layer that is scored.
 
+    attention: [R, S], the rows that the scorer reads, mean over the heads: rows are queries, causal, each sums to 1.
+    None where it reads none. rows: [R] positions of these rows, in order. image: [I] positions of the image tokens that
+    are scored, in order. key, seed: what names the prompt and the run, for a choice by chance.
+    """
+
+    image: torch.Tensor
+    rows: torch.Tensor
+    attention: torch.Tensor | None = None
+    key: str = ""
+    seed: int = 0
+
+
+class Scorer(ABC):
+    """Gives every image token of one prompt a score; those with the highest stay. To be held by a `plan.Stage`.
+
+    name: what logs, results and errors call it. reads: the rows that it needs. An instance is used for many prompts, so
+    it keeps nothing of them; two scorers that are equal (`==`) are taken for one and run once.
+    """
+
+    name: str
+    reads: Rows = Rows.TEXT
+
+    @abstractmethod
+    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scores [I], weights of the rows [R]; empty where none are read), float32, on the device of `seen.image`."""
+
+
+@dataclass(frozen=True)
+class RowWeighting(Scorer):
+    """A scorer that weights the rows:
+
+        s_k = sum_{i in R} w_i * A[i, k]        k in I
+
+    with `A` one layer's attention averaged over heads, `R` the rows that are read and `I` the image tokens. weights:
+    [R, R], attention among the rows' tokens -> [R], the w.
+    """
+
+    name: str
     weights: Callable[[torch.Tensor], torch.Tensor]
-    last_row_only: bool = False
+    reads: Rows = Rows.TEXT
+
+    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        attention = given_attention(self, seen)
+        weights = self.weights(attention[:, seen.rows])
+        return weights @ attention[:, seen.image], weights
 
 
-def column_sum_weights(text_attention: torch.Tensor) -> torch.Tensor:
-    """w_i = sum_j A[j, i] / sum_i sum_j A[j, i] over the text tokens: the attention a token receives.
-
-    text_attention: [T, T], rows are queries. Returns [T], summing to 1. Source: the text-weighted method's formula
-    (DESIGN: "The method"). Under a causal mask early tokens are seen by more rows and so weigh more; see
-    `debiased_column_sum_weights`.
-    """
-    received = text_attention.sum(dim=0)
-    return received / received.sum()
-
-
-def debiased_column_sum_weights(text_attention: torch.Tensor) -> torch.Tensor:
-    """`column_sum_weights` with each sum divided by the number of rows that can see the token, then normalised.
-
-    Token i of T is seen by rows i … T-1, so its column sum has T - i terms. [T, T] -> [T], summing to 1.
-    """
-    count = text_attention.shape[0]
-    seen_by = torch.arange(count, 0, -1, device=text_attention.device)
-    received = text_attention.sum(dim=0) / seen_by
-    return received / received.sum()
-
-
-def uniform_weights(text_attention: torch.Tensor) -> torch.Tensor:
-    """w_i = 1 / T: every text row counts alike (HiMAP's first stage). [T, T] -> [T]."""
-    count = text_attention.shape[0]
-    return text_attention.new_full((count,), 1 / count)
-
-
-SCORERS: dict[str, Scorer] = {
-    "text_weighted": Scorer(column_sum_weights),
-    "text_weighted_debiased": Scorer(debiased_column_sum_weights),
-    "last_row": Scorer(uniform_weights, last_row_only=True),
-    "uniform": Scorer(uniform_weights),
-}
-
-
-def score_image_tokens(
-    attention: torch.Tensor, text: torch.Tensor, image: torch.Tensor, scorer: Scorer
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of the image tokens and weights of the text rows.
-
-    attention: [R, S] rows of the text tokens `text` [R] (positions in the sequence), in order; image: [I] positions.
-    Returns (scores [I], weights [R]).
-    """
-    weights = scorer.weights(attention[:, text])
-    return weights @ attention[:, image], weights
+def given_attention(scorer: Scorer, seen: Seen) -> torch.Tensor:
+    """The rows that the scorer reads. Raises TypeError when it was given none: it `reads` Rows.NONE."""
+    if seen.attention is None:
+        raise TypeError(f"scorer {scorer.name!r} reads no attention rows (reads = {scorer.reads}), but asks for them")
+    return seen.attention
 
 
 def prompt_key(token_ids: Iterable[int]) -> str:
-    """The default key of `random_scores`: a prompt's token ids without padding, so that a batch does not change it.
+    """The default of `Seen.key`: a prompt's token ids without padding, so that a batch does not change it.
 
     `layout.IMAGE` stands for every image token, so that the same prompt has the same key in every checkpoint format.
     """
     return ",".join(map(str, token_ids))
-
-
-def random_scores(count: int, key: str, seed: int = 0) -> torch.Tensor:
-    """Scores in a random order that depends on `key` and `seed` alone: [count] float32 on the CPU.
-
-    The same key gives the same order at every budget, so a smaller budget keeps a subset of a larger one's tokens.
-    """
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randperm(count, generator=generator).float()
 
 
 def top_tokens(scores: torch.Tensor, keep: int) -> torch.Tensor:

@@ -11,14 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-LABELS = {
-    "text_weighted": "text-weighted",
-    "text_weighted_debiased": "text-weighted, debiased",
-    "fastv": "FastV",
-    "fastv_k2": "FastV (K=2)",
-    "random": "random",
-    "none": "no pruning",
-}
+from lmms_textweighted.methods import label_of
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers say the same again.
 STYLES = {
     "text_weighted": ("#0072B2", "o"),
@@ -72,7 +66,7 @@ def _published_view(axes: Axes, data: dict[str, Any]) -> None:
     axes.set(
         xlabel="image tokens kept",
         ylabel="min-max normalised",
-        title=f"{LABELS.get(name, name)}, each curve over its own range",
+        title=f"{label_of(name)}, each curve over its own range",
         ylim=(-0.05, 1.05),
     )
     axes.legend(fontsize=8, loc="lower left")
@@ -88,9 +82,7 @@ def _accuracy(axes: Axes, data: dict[str, Any]) -> None:
             axes.axhline(accuracy, color="black", linestyle="--", linewidth=1, label=f"no pruning ({accuracy:.1%})")
             continue
         color, marker = STYLES.get(name, ("#000000", "x"))
-        axes.plot(
-            block["tokens"], block["accuracies"], color=color, marker=marker, markersize=4, label=LABELS.get(name, name)
-        )
+        axes.plot(block["tokens"], block["accuracies"], color=color, marker=marker, markersize=4, label=label_of(name))
         axes.fill_between(
             block["tokens"], block["accuracy_low"], block["accuracy_high"], color=color, alpha=0.15, linewidth=0
         )

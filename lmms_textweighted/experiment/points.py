@@ -11,11 +11,12 @@ import torch
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefill_flops
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefix, row_lengths
-from lmms_textweighted.engine.plan import NONE, STRATEGIES, Plan, Stage, make_plan
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.families.splice import splice_of
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
+from lmms_textweighted.methods import Method, find_method
 from lmms_textweighted.prompts import Message
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
@@ -60,28 +61,28 @@ class Curve:
 
 
 def make_points(
-    strategies: Sequence[str],
+    strategies: Sequence[str | Method],
     budgets: Sequence[int],
     pruning_layer: int | None,
     *,
     text_scope: str = "after",
     keep_scope: str = "image",
 ) -> list[Point]:
-    """All points of a sweep, strategy by strategy. Raises PlanError as `make_plan` does, and without a strategy."""
+    """All points of a sweep, strategy by strategy. strategies: as for `find_method`.
+
+    Raises PlanError as `find_method` and `Method.plan` do, without a strategy, and for two of one name.
+    """
     if not strategies:
         raise PlanError("strategies is empty: name at least one, as in text_weighted,fastv,random,none")
-    points = []
+    points: list[Point] = []
     for strategy in strategies:
-        if strategy == "none":
-            points.append(Point(strategy, None, NONE))
-            continue
-        _, fixed_layer = STRATEGIES.get(strategy, (None, None))  # make_plan refuses a name that is not there
-        layer = pruning_layer if fixed_layer is None else None
-        for budget in budgets:
-            plan = make_plan(
-                strategy, pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope
-            )
-            points.append(Point(strategy, budget, plan))
+        method = find_method(strategy)
+        if any(point.strategy == method.name for point in points):
+            raise PlanError(f"strategies names {method.name!r} twice: give each method a name of its own")
+        layer = pruning_layer if method.layer is None else None
+        for budget in budgets if method.removes else (None,):
+            plan = method.plan(pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope)
+            points.append(Point(method.name, budget, plan))
     return points
 
 
@@ -114,7 +115,7 @@ def run_document(
         groups.setdefault(where, []).append(place)
     with torch.inference_mode():
         for (layer, scope), here in sorted(groups.items()):
-            scorers = sorted({point.stage.scorer for place in here if (point := points[place]).stage})
+            scorers = list(dict.fromkeys(point.stage.scorer for place in here if (point := points[place]).stage))
             prefix = run_prefix(
                 llava.model,
                 encoded.inputs,

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from lmms_textweighted.engine import fanout, pruner
 from lmms_textweighted.engine.fanout import Prefix
 from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.families.splice import splice_of
 
@@ -38,6 +39,6 @@ def prune(
     )
 
 
-def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[str], **options: Any) -> Prefix:
+def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[Scorer], **options: Any) -> Prefix:
     """`engine.fanout.run_prefix` of a model of any family."""
     return fanout.run_prefix(model, inputs, layer, scorers, splice_of(model), **options)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lmms_textweighted.engine.plan import DEFAULT_STRATEGY, Plan, make_plan
+from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
+from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan
 from lmms_textweighted.prompts import check_template
 
 
@@ -17,16 +18,16 @@ from lmms_textweighted.prompts import check_template
 class Settings:
     """Everything `--model_args` can say, with its defaults.
 
-    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see `plan.make_plan`.
-    text_scope, keep_scope: see `plan.Plan`. conv_template: a name in `prompts.TEMPLATES`; None suits the checkpoint.
-    loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes before a
-    task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every
-    task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
+    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see
+    `methods.make_plan`. text_scope, keep_scope: see `plan.Plan`. conv_template: a name in `prompts.TEMPLATES`; None
+    suits the checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated
+    image_aspect_ratio goes before a task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for
+    every task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
     The rest: see `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT
-    strategy: str = DEFAULT_STRATEGY
+    strategy: str | Method = DEFAULT_STRATEGY
     pruning_layer: int | None = None
     keep_tokens: int | None = None
     keep_ratio: float | None = None
@@ -83,7 +84,7 @@ class Settings:
         if self.keep_scope == "prompt":  # how many images a prompt has, only its document tells
             image_tokens = None
         self.plan().check(num_layers, image_tokens)
-        if self.strategy == "none" and any(
+        if not find_method(self.strategy).removes and any(
             value is not None for value in (self.pruning_layer, self.keep_tokens, self.keep_ratio)
         ):
             keep_ratio = 1.0 if self.keep_tokens is None and self.keep_ratio is None else self.keep_ratio

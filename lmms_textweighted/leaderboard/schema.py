@@ -48,7 +48,7 @@ class Task(_Strict):
 
 
 class Method(_Strict):
-    """A strategy (see `plan.STRATEGIES`) with model arguments of its own. name: what its runs are called."""
+    """A strategy (see `methods.find_method`) with model arguments of its own. name: what its runs are called."""
 
     strategy: str
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = ""

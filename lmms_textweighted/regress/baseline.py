@@ -32,7 +32,7 @@ class _Record(BaseModel):
 class Settings(_Record):
     """What is run. num_samples: the first N documents of the task. keep_tokens: budgets, each with every strategy.
 
-    conv_mode, image_aspect_ratio None: the checkpoint's own. The rest: see `plan.make_plan`, `families.LoadOptions`.
+    conv_mode, image_aspect_ratio None: the checkpoint's own. The rest: see `methods.make_plan`, `families.LoadOptions`.
     """
 
     model_path: str = "tiny"

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from lmms_textweighted.engine.fanout import continue_prefix
-from lmms_textweighted.engine.plan import DEFAULT_LAYER, STRATEGIES
+from lmms_textweighted.engine.plan import DEFAULT_LAYER
 from lmms_textweighted.families import load
 from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.inference import PrunedLlava
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.prompts import user_message
 from lmms_textweighted.statistics import mean_interval
 from lmms_textweighted.tiny.questions import LETTERS, multiple_choice_text
@@ -49,7 +50,7 @@ def answers(
         for picture, conditions in ((document["image"], None), (blank, ["blank picture"])):
             inputs = llava.encode([[user_message(prompt, [picture])]]).inputs
             with torch.inference_mode():
-                scorers = [scorer for strategy in strategies if (scorer := STRATEGIES[strategy][0])]
+                scorers = [make_plan(strategy).stages[0].scorer for strategy in strategies]
                 prefix = run_prefix(model, inputs, layer, scorers if conditions is None else [])
                 kept = [prefix.image]
                 if conditions is None:

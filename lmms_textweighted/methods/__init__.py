@@ -1,0 +1,131 @@
+"""The methods that choose image tokens, one file each. A new one is its file and one line in `_OWN` here.
+
+A package brings methods of its own by entry points of the group `lmms_textweighted.methods`, each naming a `Method`; a
+script names its own as `FILE.py:NAME` or `MODULE:NAME`, or hands the object over. See docs/add-a-method.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.scoring import Scorer
+from lmms_textweighted.errors import PlanError, first_line, unknown
+from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
+from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER
+from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
+from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, TEXT_WEIGHTED_DEBIASED
+from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
+from lmms_textweighted.methods.unpruned import NONE
+
+__all__ = [
+    "DEFAULT_KEEP_TOKENS",
+    "DEFAULT_STRATEGY",
+    "SCORERS",
+    "Method",
+    "OneStage",
+    "find_method",
+    "label_of",
+    "make_plan",
+    "method_names",
+]
+
+ENTRY_POINTS = "lmms_textweighted.methods"
+DEFAULT_STRATEGY = "text_weighted"
+
+_OWN: tuple[Method, ...] = (TEXT_WEIGHTED, TEXT_WEIGHTED_DEBIASED, FASTV, FASTV_K2, RANDOM, NONE)
+
+# The scorers by name, for stages that are put together by hand.
+SCORERS: dict[str, Scorer] = {
+    scorer.name: scorer
+    for scorer in (TEXT_WEIGHTED.scorer, TEXT_WEIGHTED_DEBIASED.scorer, LAST_ROW, UNIFORM, RANDOM_ORDER)
+}
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """The names that command lines know: the methods of this package, then those of installed packages."""
+    own = [method.name for method in _OWN]
+    return (*own, *sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in own))
+
+
+def find_method(strategy: str | Method) -> Method:
+    """A method by its name, by `FILE.py:NAME` or `MODULE:NAME`, or itself.
+
+    This package's own names go before those of installed packages. Raises PlanError for an unknown name (with the
+    nearest one), and for what is there but is no Method.
+    """
+    if isinstance(strategy, Method):
+        return strategy
+    for method in _OWN:
+        if method.name == strategy:
+            return method
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == strategy:
+            return _checked(point.load(), f"entry point {point.value}")
+    place, colon, name = str(strategy).rpartition(":")
+    if not colon:
+        raise PlanError(unknown("strategy", strategy, method_names()))
+    try:
+        return _checked(getattr(_module(place), name), f"strategy {strategy!r}")
+    except (ImportError, OSError, AttributeError) as error:
+        raise PlanError(f"strategy {strategy!r} cannot be imported: {first_line(error)}") from error
+
+
+def label_of(strategy: str) -> str:
+    """What pictures call a method of this package; the name itself where it is another's."""
+    return next((method.label for method in _OWN if method.name == strategy), strategy)
+
+
+def make_plan(
+    strategy: str | Method = DEFAULT_STRATEGY,
+    *,
+    pruning_layer: int | None = None,
+    keep_tokens: int | None = None,
+    keep_ratio: float | None = None,
+    text_scope: str = "after",
+    keep_scope: str = "image",
+) -> Plan:
+    """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`.
+
+    Raises PlanError as both do.
+    """
+    return find_method(strategy).plan(
+        pruning_layer=pruning_layer,
+        keep_tokens=keep_tokens,
+        keep_ratio=keep_ratio,
+        text_scope=text_scope,
+        keep_scope=keep_scope,
+    )
+
+
+def _checked(found: object, named: str) -> Method:
+    if not isinstance(found, Method):
+        raise PlanError(f"{named} is a {type(found).__name__}: give an object of lmms_textweighted.methods.Method")
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    """A module by name, or by the path of its file, which then keeps one name however often it is asked for."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    name = f"_methods_of_{path.stem}_{abs(hash(path)):x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{place} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
