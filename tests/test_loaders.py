@@ -26,7 +26,8 @@ from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.liuhaotian import package as llava_loader
 from lmms_textweighted.families.liuhaotian.checkpoint import is_liuhaotian, load_tokenizer
 from lmms_textweighted.families.liuhaotian.convert import convert
-from lmms_textweighted.families.processing import TagProcessor, llava_pieces
+from lmms_textweighted.families.liuhaotian.processing import TagProcessor
+from lmms_textweighted.families.pieces import llava_pieces
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
 from lmms_textweighted.methods import make_plan
 from lmms_textweighted.paths import checkpoint_folder

@@ -14,7 +14,6 @@ from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefi
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import run_prefix
-from lmms_textweighted.families.splice import splice_of
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.methods import Method, find_method
 from lmms_textweighted.prompts import Message
@@ -90,7 +89,7 @@ def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
     """Raise PlanError when a point does not fit the model."""
     layers = llava.model.config.get_text_config().num_hidden_layers
     for point in points:
-        point.plan.check(layers, splice_of(llava.model).tokens_per_image if point.plan.keep_scope == "image" else None)
+        point.plan.check(layers, llava.tokens_per_image if point.plan.keep_scope == "image" else None)
 
 
 def run_document(

@@ -14,7 +14,7 @@ from lmms_textweighted.engine.fanout import Prefix
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.engine.trace import Trace
-from lmms_textweighted.families.splice import splice_of
+from lmms_textweighted.families.known import splice_of
 
 
 def prune(

@@ -25,11 +25,12 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
+from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.errors import CheckpointError, first_line
+from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcessor
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
-from lmms_textweighted.families.processing import PlaceholderProcessor
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
-from lmms_textweighted.prompts import IMAGE_TAG
+from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG, stop_string
 
 # Architecture -> the decoder's model_type in transformers.
 DECODERS = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistral"}
@@ -150,6 +151,16 @@ def grid_pinpoints(config: dict[str, Any]) -> Any:
         raise CheckpointError(
             f"the checkpoint has image_grid_pinpoints={given[:80]!r}: needed are [width, height] pairs"
         ) from error
+
+
+def trained_template(model: Any, processor: Any) -> str:
+    """The template that a checkpoint in this format was trained with, as its decoder and its end token tell."""
+    decoder = type(find_decoder(model)).__name__  # the config may say `llava` of any decoder
+    if "Mistral" in decoder:
+        return "mistral_instruct"
+    if "Qwen" in decoder and getattr(processor, "chat_template", None):
+        return "hf"
+    return "chatml_direct" if processor.tokenizer.eos_token == stop_string("chatml_direct") else DEFAULT_TEMPLATE
 
 
 def load(pretrained: str, folder: Path, config: dict[str, Any], options: LoadOptions) -> Loaded:

@@ -26,8 +26,8 @@ from transformers import (
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.families import llava
 from lmms_textweighted.families.liuhaotian import checkpoint
+from lmms_textweighted.families.liuhaotian.processing import takes_pictures
 from lmms_textweighted.families.loading import local_folder, read_config, resolve
-from lmms_textweighted.families.processing import takes_pictures
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
 from lmms_textweighted.prompts import MISTRAL_CHAT_TEMPLATE, VICUNA_CHAT_TEMPLATE
 

@@ -27,9 +27,9 @@ from lmms_textweighted.families.liuhaotian.checkpoint import (
     is_derived,
     load_tokenizer,
 )
+from lmms_textweighted.families.liuhaotian.processing import TagProcessor
 from lmms_textweighted.families.liuhaotian.splice import take_cache_by_its_name
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, quiet_transformers
-from lmms_textweighted.families.processing import TagProcessor
 from lmms_textweighted.families.weights import LOAD_ERRORS, load_problem, notice_pickles, read_weights, stored_dtype
 
 HOW_TO_GET_IT = "pip install --no-deps llava-torch==1.2.2.post1"

@@ -19,8 +19,8 @@ from lmms_textweighted.engine.caches import CACHE_NAME, OLD_NAME
 from lmms_textweighted.engine.layout import IMAGE, Prompts
 from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.base import IMAGE_TAG_ID
 
-IMAGE_TAG_ID = -200  # llava.constants.IMAGE_TOKEN_INDEX
 _IGNORED = -100  # llava.constants.IGNORE_INDEX
 _SPLICER = "prepare_inputs_labels_for_multimodal"
 

@@ -8,19 +8,17 @@ package's models splice themselves, or an id for every image token, as transform
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import jinja2
 import torch
-from tokenizers.pre_tokenizers import Metaspace
 from transformers import BatchFeature
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.families.base import IMAGE_TAG_ID
 from lmms_textweighted.families.images import LlavaImageProcessor, check_aspect_ratio, prepare_images
-from lmms_textweighted.families.liuhaotian.splice import IMAGE_TAG_ID
+from lmms_textweighted.families.pieces import llava_pieces, padded
 from lmms_textweighted.prompts import IMAGE_TAG
 
 
@@ -86,7 +84,7 @@ class TagProcessor(LiuhaotianProcessor):
     def __call__(self, images: Any = None, text: Any = None, **_: Any) -> BatchFeature:
         """Model inputs of a batch of prompts, padded on the left, and their pictures in order."""
         rows, pictures = self._read(images, text)
-        data: dict[str, Any] = _padded(rows, self.tokenizer)
+        data: dict[str, Any] = padded(rows, self.tokenizer)
         if pictures:
             pixels = prepare_images(pictures, self.image_processor, self.image_aspect_ratio, self.grid_pinpoints)
             # The package also takes a picture for a row without one, and then leaves it out.
@@ -123,7 +121,7 @@ class PlaceholderProcessor(LiuhaotianProcessor):
         counts = iter([self._image_tokens(picture) for picture in pictures])
         token = self.config.image_token_id
         whole = [[i for p in ids for i in ([token] * next(counts) if p == IMAGE_TAG_ID else [p])] for ids in rows]
-        data: dict[str, Any] = _padded(whole, self.tokenizer)
+        data: dict[str, Any] = padded(whole, self.tokenizer)
         if pictures:
             prepare = LlavaImageProcessor(self.image_processor, self.image_aspect_ratio, self.grid_pinpoints)
             data.update(prepare(pictures, return_tensors="pt"))
@@ -142,42 +140,6 @@ class PlaceholderProcessor(LiuhaotianProcessor):
         return whole + height * (width + 1)  # a newline feature ends every row
 
 
-def llava_pieces(tokenizer: Any, prompt: str, *, offsets: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-    """A prompt's ids with IMAGE_TAG_ID at its tags, and each id's range of characters (where asked for).
-
-    Every piece between tags is a text of its own to the tokenizer; only the first keeps the begin token.
-    """
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for number, piece in enumerate(prompt.split(IMAGE_TAG)):
-        found, ranges = _encoded(tokenizer, piece, offsets)
-        if number:
-            ids.append(IMAGE_TAG_ID)
-            spans.append((start - len(IMAGE_TAG), start))
-            if found[:1] == [tokenizer.bos_token_id]:
-                found, ranges = found[1:], ranges[1:]
-        ids += found
-        spans += [(start + first, start + last) for first, last in ranges]
-        start += len(piece) + len(IMAGE_TAG)
-    return ids, spans
-
-
-def _encoded(tokenizer: Any, text: str, offsets: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """A text's ids and their ranges of characters.
-
-    sentencepiece puts its `▁` in front of every text. The backend that transformers makes of a `tokenizer.model` leaves
-    it out where the text begins with a space, so there a second space is given.
-    """
-    before = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
-    extra = int(text.startswith(" ") and isinstance(before, Metaspace) and before.prepend_scheme != "never")
-    encoded = tokenizer(" " * extra + text, return_offsets_mapping=offsets)
-    ids = encoded["input_ids"]
-    if not offsets:
-        return ids, [(0, 0)] * len(ids)
-    return ids, [(max(0, first - extra), max(0, last - extra)) for first, last in encoded["offset_mapping"]]
-
-
 def takes_pictures(tokenizer: Any) -> bool:
     """Whether the tokenizer's own chat template writes one tag for one picture."""
     pieces = [{"type": "image"}, {"type": "text", "text": "?"}]
@@ -190,72 +152,8 @@ def takes_pictures(tokenizer: Any) -> bool:
     return rendered.count(IMAGE_TAG) == 1 and "{'type'" not in rendered
 
 
-def prompt_pieces(
-    processor: Any, prompt: str, template: str, *, offsets: bool = False
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """A prompt's ids with IMAGE_TAG_ID once for each picture, and each id's range of characters, as `encode` has them.
-
-    Raises InputError when ranges are asked of a tokenizer that does not know them.
-    """
-    tokenizer = processor.tokenizer
-    if offsets and not tokenizer.is_fast:
-        raise InputError("text_scope=question needs a fast tokenizer, which knows where in the text a token stands")
-    if tokenizes_as_llava(processor, template):
-        return llava_pieces(tokenizer, prompt, offsets=offsets)
-    encoded = tokenizer(prompt, return_offsets_mapping=offsets, add_special_tokens=not _writes_begin(processor, prompt))
-    image = tokenizer.convert_tokens_to_ids(IMAGE_TAG)
-    ids = [IMAGE_TAG_ID if i == image else i for i in encoded["input_ids"]]
-    return ids, list(encoded["offset_mapping"]) if offsets else [(0, 0)] * len(ids)
-
-
-def tokenizes_as_llava(processor: Any, template: str) -> bool:
-    """Whether prompts are cut at their tags: those of LLaVA's templates are, those of a checkpoint's own are not.
-
-    It makes a difference for sentencepiece tokenizers, which begin every piece with a space.
-    """
-    return template != "hf" or isinstance(processor, LiuhaotianProcessor)
-
-
-def encode_prompts(
-    processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
-) -> BatchFeature:
-    """Model inputs of a batch of prompts, padded on the left. images: a list for each prompt, in the tags' order."""
-    # One list a prompt: OneVision cuts a prompt's only picture into a grid, but not several.
-    given = [list(pictures) for pictures in images if pictures] or None
-    if isinstance(processor, LiuhaotianProcessor):
-        return processor(images=given, text=list(prompts))
-    shared: dict[str, Any] = {"images": given, "padding": True, "return_tensors": "pt"}
-    if not tokenizes_as_llava(processor, template):
-        special = {"add_special_tokens": False} if _writes_begin(processor, prompts[0]) else {}
-        return processor(text=list(prompts), **shared, **special)
-    # The processor says how many tokens each picture becomes; the text between them is tokenized as LLaVA does.
-    inputs = processor(text=["|".join([IMAGE_TAG] * len(pictures)) or "|" for pictures in images], **shared)
-    token = processor.tokenizer.convert_tokens_to_ids(IMAGE_TAG)
-    rows = []
-    for prompt, skeleton in zip(prompts, inputs["input_ids"].tolist(), strict=True):
-        runs = iter([len(list(group)) for is_image, group in groupby(skeleton, lambda i: i == token) if is_image])
-        ids, _ = llava_pieces(processor.tokenizer, prompt)
-        rows.append([i for piece in ids for i in ([token] * next(runs) if piece == IMAGE_TAG_ID else [piece])])
-    return BatchFeature({**inputs, **_padded(rows, processor.tokenizer)})
-
-
 def _texts(message: dict[str, Any]) -> str:
     return "".join(IMAGE_TAG + "\n" if p["type"] == "image" else p["text"] for p in message["content"])
-
-
-def _padded(rows: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
-    longest = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return {
-        "input_ids": torch.tensor([[pad] * (longest - len(ids)) + ids for ids in rows]),
-        "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows]),
-    }
-
-
-def _writes_begin(processor: Any, prompt: str) -> bool:
-    """A chat template may write the begin token itself; then the tokenizer must not add another."""
-    begin = processor.tokenizer.bos_token
-    return bool(begin) and prompt.startswith(begin)
 
 
 def _check_count(rows: list[list[int]], pictures: int) -> None:

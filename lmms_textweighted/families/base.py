@@ -1,0 +1,118 @@
+"""What a kind of model must say of itself: everything in which kinds of models differ stands behind this interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import BatchFeature
+
+from lmms_textweighted.engine.splice import Splice
+from lmms_textweighted.prompts import IMAGE_TAG
+
+# Stands once for each picture in `Family.pieces`, whatever the model's own ids are (llava.constants.IMAGE_TOKEN_INDEX).
+IMAGE_TAG_ID = -200
+
+Pieces = tuple[list[int], list[tuple[int, int]]]
+
+
+class Family(ABC):
+    """A loaded model of one kind and its processor, whose tokenizer pads on the left.
+
+    kinds: what errors call the models of this family. loader: what loaded it, as logs call it. placeholder: what a rendered prompt has once for each picture.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]
+    loader: ClassVar[str]
+    placeholder: ClassVar[str] = IMAGE_TAG
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self._others: dict[str, Any] = {}
+
+    # Which models are this family's.
+
+    @classmethod
+    @abstractmethod
+    def knows(cls, model: Any) -> bool:
+        """Whether a model is of this kind."""
+
+    @classmethod
+    def prepares(cls, processor: Any) -> bool:
+        """Whether a processor is one that this kind of model comes with."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def splice(cls, model: Any) -> Splice:
+        """How the model is watched. Raises PlanError when it cannot be."""
+
+    # What the model is like.
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """The number of tokens of every image, where the checkpoint fixes it."""
+        return self.splice(self.model).tokens_per_image
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of real tokens among the rows of its output; None where all of them are."""
+        return None
+
+    @property
+    def shows_image_lengths(self) -> bool:
+        """Whether the length of every image can be told before the model runs."""
+        return True
+
+    @abstractmethod
+    def default_template(self) -> str:
+        """The prompt template that the checkpoint was trained with, as far as its kind tells."""
+
+    # How its pictures are prepared.
+
+    @property
+    def image_aspect_ratio(self) -> str:
+        """A name of LLaVA's, or `processor` for a checkpoint's own processor as it is."""
+        return getattr(self.processor, "image_aspect_ratio", None) or "processor"
+
+    @abstractmethod
+    def with_aspect_ratio(self, name: str) -> Any:
+        """A processor that prepares pictures in another way. Raises InputError where the model cannot take them."""
+
+    @abstractmethod
+    def takes(self, name: str) -> bool:
+        """Whether the checkpoint was made for pictures that are prepared in this way."""
+
+    def processor_for(self, name: str | None) -> Any:
+        """The processor, or one for another preparation, made once. Raises InputError as `with_aspect_ratio` does."""
+        if name is None or name == self.image_aspect_ratio:
+            return self.processor
+        if name not in self._others:
+            self._others[name] = self.with_aspect_ratio(name)
+        return self._others[name]
+
+    # How prompts become tokens.
+
+    @abstractmethod
+    def encode(
+        self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
+    ) -> BatchFeature:
+        """Model inputs of a batch of prompts, padded on the left. images: of each prompt, in the order of its tags."""
+
+    @abstractmethod
+    def pieces(self, prompt: str, template: str, *, offsets: bool = False) -> Pieces:
+        """A prompt's ids with IMAGE_TAG_ID once for each picture, and each id's range of characters, as `encode` has
+        them. Raises InputError when ranges are asked of a tokenizer that does not know them."""
+
+    @abstractmethod
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which tokens of one prompt are an image's, as the decoder will see them: bool [S']. ids: [S], unpadded.
+
+        S' is S where the ids already have a place for every image token.
+        """
+
+    def new_tokens(self, output: torch.Tensor, prompt_length: int) -> torch.Tensor:
+        """The generated tokens in what `generate` returns."""
+        return output[:, prompt_length:]

@@ -1,0 +1,218 @@
+"""A loaded model with a plan and a prompt template: it encodes, answers and scores conversations."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+
+from lmms_textweighted.engine.caches import CACHE_NAME
+from lmms_textweighted.engine.decoder import end_tokens
+from lmms_textweighted.engine.plan import NONE, Plan
+from lmms_textweighted.engine.trace import DocumentTrace
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.families.attach import prune
+from lmms_textweighted.families.known import family_of
+from lmms_textweighted.inference.decoding import Decoding, FirstToken, Timing, cut
+from lmms_textweighted.inference.question import question_tokens
+from lmms_textweighted.inference.stated import StatedLengths, check_stated_lengths
+from lmms_textweighted.prompts import Message, check_template, render, stop_string
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text without stop strings, how many tokens went in and came out, the prefill's trace, how the
+    pictures were prepared (see `PrunedLlava.image_aspect_ratio`), and how long its batch took."""
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    trace: DocumentTrace
+    image_aspect_ratio: str
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of prompts as the model takes them. question: for each row, which of its text tokens are the question's;
+    None for a row without images, and where nobody asked."""
+
+    inputs: BatchFeature
+    question: list[torch.Tensor | None]
+
+
+@dataclass
+class PrunedLlava:
+    """A loaded LLaVA with a plan and a prompt template. template None: the one that suits the checkpoint."""
+
+    model: Any
+    processor: Any
+    plan: Plan = NONE
+    template: str | None = None
+    seed: int = 0
+    stated: StatedLengths = field(default_factory=StatedLengths)
+
+    def __post_init__(self) -> None:
+        self.family = family_of(self.model, self.processor)
+        self.template = check_template(self.template or self.family.default_template())
+
+    @property
+    def loader(self) -> str:
+        """What loaded the model: `transformers`, the `llava` package, or the conversion `in memory`."""
+        return self.family.loader
+
+    @property
+    def image_aspect_ratio(self) -> str:
+        """How pictures are prepared: a name of LLaVA's, or `processor` for a checkpoint's own processor as it is."""
+        return self.family.image_aspect_ratio
+
+    def takes(self, image_aspect_ratio: str) -> bool:
+        """Whether the checkpoint was made for pictures that are prepared in this way."""
+        return self.family.takes(image_aspect_ratio)
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """The number of tokens of every image, where the checkpoint fixes it."""
+        return self.family.tokens_per_image
+
+    def with_aspect_ratio(self, image_aspect_ratio: str) -> PrunedLlava:
+        """The same model with pictures prepared in another way. Raises InputError where it cannot take them."""
+        return replace(self, processor=self.family.processor_for(image_aspect_ratio))
+
+    def encode(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        question: bool = False,
+        image_aspect_ratio: str | None = None,
+    ) -> Encoded:
+        """Prompts and pictures -> the model's inputs on its device, padded on the left.
+
+        question: also find each prompt's question. image_aspect_ratio: for this batch, instead of `processor`'s.
+        Raises InputError when a prompt's tags and pictures disagree, or a stated length is not the input's.
+        """
+        processor = self.family.processor_for(image_aspect_ratio)
+        prompts, images, voters = [], [], []
+        for messages in conversations:
+            prompt = self._prompt(messages)
+            pictures = [image for message in messages for image in message.images]
+            tags = prompt.count(self.family.placeholder)
+            if tags != len(pictures):
+                raise InputError(f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures")
+            prompts.append(prompt)
+            images.append(pictures)
+            voters.append(
+                question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
+            )
+        inputs = self.family.encode(processor, prompts, images, self._template)
+        check_stated_lengths(self.family, inputs["input_ids"], inputs["attention_mask"], self.stated)
+        return Encoded(_placed(inputs, self.model), voters)
+
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        decoding: Decoding,
+        *,
+        ranks: bool = False,
+        image_aspect_ratio: str | None = None,
+    ) -> list[Answer]:
+        """Answer a batch of conversations. Each answer is the one it would get alone."""
+        began = time.perf_counter()
+        encoded = self.encode(
+            conversations, question=self.plan.text_scope == "question", image_aspect_ratio=image_aspect_ratio
+        )
+        decoding = self.stopping(decoding)
+        inputs = dict(encoded.inputs)
+        ids = inputs.pop("input_ids")
+        arguments = decoding.arguments(self.processor.tokenizer)
+        clock = FirstToken(arguments.pop("stopping_criteria", []))
+        with torch.inference_mode(), self._pruning(encoded, ranks=ranks) as trace:
+            clock.start()
+            output = self.model.generate(ids, **inputs, **arguments, stopping_criteria=clock.criteria)
+        timing = clock.timing(began, rows=len(ids))
+        answers = []
+        for row, new in enumerate(self.family.new_tokens(output, ids.shape[1])):
+            count = self._generated(new)
+            text = self.processor.tokenizer.decode(new[:count], skip_special_tokens=True)
+            document = trace.documents[row * decoding.num_beams]
+            prepared = image_aspect_ratio or self.image_aspect_ratio
+            answers.append(Answer(cut(text, decoding.until), document.full_length, count, document, prepared, timing))
+        return answers
+
+    def loss(self, messages: Sequence[Message], continuation: str) -> tuple[float, bool, DocumentTrace]:
+        """Mean negative log-likelihood in nats of an assistant's turn, and whether greedy decoding would give it.
+
+        The prompt is scored and pruned as for `generate`; the continuation, with its end-of-turn token, then runs on
+        top of the shortened cache, so it has no say in what is kept.
+        """
+        encoded = self.encode([messages], question=self.plan.text_scope == "question")
+        before, _ = self.family.pieces(self._prompt(messages), self._template)
+        whole = [*messages, Message("assistant", (("text", continuation),))]
+        after, _ = self.family.pieces(self._prompt(whole), self._template)
+        if after[: len(before)] != before:
+            raise InputError("the prompt's tokens change when the answer follows: use another conv_template")
+        target = torch.tensor([after[len(before) :]], device=self.model.device)
+        if not target.shape[1]:
+            raise InputError("the continuation has no tokens")
+        takes_count = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        with torch.inference_mode(), self._pruning(encoded) as trace:
+            first = self.model(**encoded.inputs, use_cache=True, **({"logits_to_keep": 1} if takes_count else {}))
+            logits = first.logits[:, -1:]
+            if target.shape[1] > 1:
+                length = trace.documents[0].full_length + target.shape[1] - 1
+                rest = self.model(
+                    input_ids=target[:, :-1],
+                    attention_mask=torch.ones(1, length, dtype=torch.long, device=target.device),
+                    **{CACHE_NAME: getattr(first, CACHE_NAME)},
+                    use_cache=True,
+                )
+                logits = torch.cat([logits, rest.logits], dim=1)
+        logits = logits.float()[..., : self.family.vocabulary]
+        loss = torch.nn.functional.cross_entropy(logits[0], target[0]).item()
+        return loss, bool((logits.argmax(-1) == target).all()), trace.documents[0]
+
+    def stopping(self, decoding: Decoding) -> Decoding:
+        """The same decoding that also stops where the template ends an answer, if that is no end token anyway."""
+        stop = stop_string(self._template)
+        ends = {self.processor.tokenizer.convert_ids_to_tokens(token) for token in end_tokens(self.model)}
+        if stop is None or stop in ends or stop in decoding.until:
+            return decoding
+        return replace(decoding, until=(*decoding.until, stop))
+
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        return render(self._template, messages, self.processor)
+
+    @property
+    def _template(self) -> str:
+        assert self.template is not None
+        return self.template
+
+    def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Any:
+        return prune(self.model, self.plan, ranks=ranks, seed=self.seed, question=encoded.question)
+
+    def _generated(self, ids: torch.Tensor) -> int:
+        """Number of generated tokens, the end token included and the padding behind a stopped row not."""
+        ends = end_tokens(self.model)
+        pad = self.processor.tokenizer.pad_token_id
+        for place, token in enumerate(ids.tolist()):
+            if token in ends:
+                return place + 1
+            if token == pad:
+                return place
+        return len(ids)
+
+
+def _placed(inputs: BatchFeature, model: Any) -> BatchFeature:
+    """The inputs on the model's device, pixels in its type."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        return [place(part) for part in value] if isinstance(value, list) else value
+
+    return BatchFeature({name: place(value) for name, value in inputs.items()})
