@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from lmms_textweighted import cli, prompts
-from lmms_textweighted.engine import pruner, shortened
+from lmms_textweighted.engine import prefill, pruner, shortened
 from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.engine.scoring import RowWeighting
 from lmms_textweighted.errors import InputError, NotComparableError
@@ -358,7 +358,7 @@ def a_prompt_that_asks_in_other_words(monkeypatch):
 
 def a_removal_that_never_happens(monkeypatch):
     """The published run's fault: which tokens would stay is computed, and all of them stay."""
-    monkeypatch.setattr(pruner, "shorten", lambda layout, stays, sizes, previous: previous)
+    monkeypatch.setattr(prefill, "shorten", lambda layout, stays, sizes, previous: previous)
 
 
 def a_removal_that_only_the_trace_tells_of(monkeypatch):

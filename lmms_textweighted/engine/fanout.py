@@ -22,7 +22,7 @@ from lmms_textweighted.engine.decoder import end_tokens, find_decoder
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
-from lmms_textweighted.engine.pruner import image_ranks
+from lmms_textweighted.engine.prefill import image_ranks
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end

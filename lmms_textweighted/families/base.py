@@ -21,7 +21,8 @@ Pieces = tuple[list[int], list[tuple[int, int]]]
 class Family(ABC):
     """A loaded model of one kind and its processor, whose tokenizer pads on the left.
 
-    kinds: what errors call the models of this family. loader: what loaded it, as logs call it. placeholder: what a rendered prompt has once for each picture.
+    kinds: what errors call the models of this family. loader: what loaded it, as logs call it. placeholder: what a
+    rendered prompt has once for each picture.
     """
 
     kinds: ClassVar[tuple[str, ...]]
