@@ -42,7 +42,7 @@ def differences(locked: dict[str, str], installed: dict[str, str]) -> list[tuple
 def report(locked: dict[str, str], installed: dict[str, str]) -> str:
     """The differences as a table of plain text, with a line above it that counts them."""
     rows = differences(locked, installed)
-    same = len([name for name in installed if name in locked]) - len([row for row in rows if row[1] != "-"])
+    same = sum(locked.get(name) == version for name, version in installed.items())
     head = f"Python {platform.python_version()}: {same} packages as in the lock, {len(rows)} not\n"
     if not rows:
         return head
