@@ -49,7 +49,7 @@ test-latest:  ## the newest of everything that the bounds allow, in .venv-latest
 	$(LATEST)/python -m pip check # now: a wheel of decord, which the tests need, names another platform than its own
 	$(LATEST)/$(PIP) install --editable ".[test]"
 	$(LATEST)/$(PIP) install --no-deps $(LLAVA)
-	$(LATEST)/python -m $(subst /,.,$(UPSTREAM)).report --output latest/versions.txt
+	$(LATEST)/python -m lmms_textweighted.upstream.report --output latest/versions.txt
 	$(call EVALUATE_SHAPES,$(LATEST),latest)
 	$(ONE_THREAD) $(LATEST)/python $(PYTEST) -m "not slow" || { cat latest/versions.txt; exit 1; }
 
