@@ -7,6 +7,7 @@ tokenizer. The vision tower is a CLIP folder or hub name that the config names; 
 from __future__ import annotations
 
 import ast
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lmms_textweighted.errors import CheckpointError, first_line
 from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcessor
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
+from lmms_textweighted.hub import asked_once
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG, stop_string
 
 # Architecture -> the decoder's model_type in transformers.
@@ -87,7 +89,8 @@ def find_tower(folder: Path, config: dict[str, Any], stated: str | None) -> Towe
     if path == "None":
         raise CheckpointError(f"checkpoint {str(folder)!r} names no mm_vision_tower: give vision_tower=FOLDER")
     try:
-        tower = Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
+        with nullcontext() if Path(path).is_dir() else asked_once():
+            tower = Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
     except LOAD_ERRORS as error:
         raise CheckpointError(
             f"vision tower {path!r} cannot be read ({first_line(error)}): give vision_tower=FOLDER, a local CLIP folder"
