@@ -228,7 +228,9 @@ def to_hf_config(
     decoder = DECODERS[architecture]
     known = set(AutoConfig.for_model(decoder).to_dict()) | {"rope_theta", "rope_scaling"}
     dropped = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "vocab_size"}
-    text = {name: value for name, value in config.items() if name in known - dropped and value is not None}
+    # A window of None says that there is none: left out, transformers would give a Mistral one of 4096.
+    stated = {name for name, value in config.items() if value is not None or name == "sliding_window"}
+    text = {name: config[name] for name in (known - dropped) & stated}
     rows = weights["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in weights else 0
     stored = next(iter(weights.values())).dtype  # what dtype=auto means: configs may say another
     text_config = AutoConfig.for_model(decoder, **text, vocab_size=max(rows, image_token + 1), dtype=stored)
