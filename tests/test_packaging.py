@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from lmms_textweighted.upstream.report import differences, installed_versions, report
+from lmms_textweighted.upstream.report import differences, installed_versions, kept_out, project_requirements, report
 from lmms_textweighted.upstream.versions import LOCK, lock_lines, locked_versions
 
 if sys.version_info >= (3, 11):
@@ -142,21 +142,34 @@ def test_the_report_names_what_is_not_the_locks():
     aside = {"pip": "2", "lmms-textweighted": "0", "llava-torch": "1"}
     installed = {"same": "1.0", "newer": "2.0", "extra": "3.0", **aside}
     assert differences(locked, installed) == [("extra", "-", "3.0"), ("newer", "1.0", "2.0")]
-    head, *table = report(locked, installed).splitlines()
+    head, bounds, *table = report(locked, installed, ["newer>=1", "held>=1,<2"]).splitlines()
     assert head.endswith(": 1 packages as in the lock, 2 not")
+    assert bounds.endswith(": held<2")
     assert [line.split() for line in table] == [
         ["package", "lock", "installed"],
         ["extra", "-", "3.0"],
         ["newer", "1.0", "2.0"],
     ]
-    assert report(locked, {"same": "1.0"}).count("\n") == 1
+    assert report(locked, {"same": "1.0"}, []).count("\n") == 1
+
+
+def test_the_report_says_what_the_bounds_keep_out():
+    lines = [
+        "Held.By>=1,<2,!=1.5",
+        "free>=1",
+        "any",
+        "exact==3; python_version > '3'",
+        'extra[a]~=1.0; extra == "test"',
+    ]
+    assert kept_out(lines) == ["exact==3", "extra~=1.0", "held-by!=1.5,<2"]
+    assert "filelock<4.3" in kept_out(SETTINGS["project"]["dependencies"])
 
 
 def test_the_report_is_printed_and_written(tmp_path):
     file = tmp_path / "new" / "versions.txt"
     command = [sys.executable, "-m", "lmms_textweighted.upstream.report", "--output", file]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == file.read_text() == report(locked_versions(), installed_versions())
+    assert done.stdout == file.read_text() == report(locked_versions(), installed_versions(), project_requirements())
 
 
 def test_the_report_needs_packaging_alone():

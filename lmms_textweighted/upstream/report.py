@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Iterable
 from importlib.metadata import distributions
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lmms_textweighted.upstream.versions import locked_versions
 
 # Not the lock's business: the project itself, the tool that installs, and what is installed without its requirements.
-_ASIDE = {"lmms-textweighted", "pip", "llava-torch"}
+_PROJECT = "lmms-textweighted"
+_ASIDE = {_PROJECT, "pip", "llava-torch"}
 
 
 def installed_versions() -> dict[str, str]:
@@ -39,11 +42,30 @@ def differences(locked: dict[str, str], installed: dict[str, str]) -> list[tuple
     ]
 
 
-def report(locked: dict[str, str], installed: dict[str, str]) -> str:
-    """The differences as a table of plain text, with a line above it that counts them."""
+def project_requirements() -> list[str]:
+    """What the installed project asks for, its extras too; nothing where it runs without being installed."""
+    first = next(iter(distributions(name=_PROJECT)), None)
+    return (first and first.requires) or []
+
+
+def kept_out(requirements: Iterable[str]) -> list[str]:
+    """`filelock<4.3` and the like: of each requirement what refuses newer versions, by name."""
+    bounds = []
+    for requirement in map(Requirement, requirements):
+        refused = [str(one) for one in requirement.specifier if not one.operator.startswith(">")]
+        if refused:
+            bounds.append(canonicalize_name(requirement.name) + ",".join(sorted(refused)))
+    return sorted(bounds)
+
+
+def report(locked: dict[str, str], installed: dict[str, str], requirements: Iterable[str]) -> str:
+    """The differences as a table of plain text; above it their count, and what no newer version gets past."""
     rows = differences(locked, installed)
     same = sum(locked.get(name) == version for name, version in installed.items())
     head = f"Python {platform.python_version()}: {same} packages as in the lock, {len(rows)} not\n"
+    bounds = kept_out(requirements)
+    if bounds:
+        head += f"kept back by pyproject.toml: {', '.join(bounds)}\n"
     if not rows:
         return head
     table = [("package", "lock", "installed"), *rows]
@@ -57,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lmms_textweighted.upstream.report", description=__doc__)
     parser.add_argument("--output", type=Path, help="a file for the same text")
     arguments = parser.parse_args()
-    text = report(locked_versions(), installed_versions())
+    text = report(locked_versions(), installed_versions(), project_requirements())
     print(text, end="")
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
