@@ -1,28 +1,57 @@
 # `make demo` and `make test` set everything up on a machine that has only Python and make.
 PYTHON ?= python3
 BIN := .venv/bin
+LATEST := .venv-latest/bin
+DIST := .venv-dist/bin
+# Without its own requirements, which are pinned to versions of 2023: an extra cannot say that.
 LLAVA := llava-torch==1.2.2.post1
+# The versions that are installed; `make lock` renews them. See CONTRIBUTING.md.
+UPSTREAM := lmms_textweighted/upstream
+LOCK := $(UPSTREAM)/constraints.txt
+PIP := python -m pip --quiet --disable-pip-version-check
+# Variables, since --constraint does not reach the environments that pip makes to build packages in: up to pip 25.2 the
+# first one does, from 25.3 on the second.
+LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast regress bench lint format clean
+.PHONY: demo test test-fast test-latest regress bench lint format lock dist clean
+
+# $(1): an environment's bin folder, $(2): a folder for the results.
+# lmms-eval exits with 0 even when it failed: its results file says whether it did.
+define EVALUATE_SHAPES
+mkdir -p $(2)
+$(1)/lmms-textweighted config shapes --output $(2)/config.yaml
+$(1)/lmms-eval --config $(2)/config.yaml --output_path $(2)/lmms-eval
+@find $(2)/lmms-eval -name '*_results.json' -newer $(2)/config.yaml | grep -q . \
+	|| { echo "lmms-eval wrote no results file into $(2)/lmms-eval"; exit 1; }
+endef
 
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
-	mkdir -p demo
-	$(BIN)/lmms-textweighted config shapes --output demo/config.yaml
-	$(BIN)/lmms-eval --config demo/config.yaml --output_path demo/lmms-eval
-	@find demo/lmms-eval -name '*_results.json' -newer demo/config.yaml | grep -q . # lmms-eval exits with 0 even when it failed
+	$(call EVALUATE_SHAPES,$(BIN),demo)
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
 		--output-dir demo/sweep
 
 # Two or more processes with a thread each: small models gain little from more threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4
+ONE_THREAD := OMP_NUM_THREADS=1
 
-test: lint regress  ## ruff, mypy, the regression subset and the whole test suite
-	$(PYTEST)
+test: lint regress  ## ruff, mypy, import contracts, the regression subset and the whole test suite
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
 test-fast: .venv/.tested  ## the tests that take seconds
-	$(PYTEST) -m "not slow"
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m "not slow"
+
+test-latest:  ## the newest of everything that the bounds allow, in .venv-latest: see latest/versions.txt
+	rm -rf .venv-latest latest
+	$(PYTHON) -m venv .venv-latest
+	$(LATEST)/$(PIP) install --editable .
+	$(LATEST)/python -m pip check # now: a wheel of decord, which the tests need, names another platform than its own
+	$(LATEST)/$(PIP) install --editable ".[test]"
+	$(LATEST)/$(PIP) install --no-deps $(LLAVA)
+	$(LATEST)/python -m lmms_textweighted.upstream.report --output latest/versions.txt
+	$(call EVALUATE_SHAPES,$(LATEST),latest)
+	$(ONE_THREAD) $(LATEST)/python $(PYTEST) -m "not slow" || { cat latest/versions.txt; exit 1; }
 
 regress: .venv/.tested  ## 48 documents against baselines/tiny.json; see docs/regress.md
 	$(BIN)/lmms-textweighted regress --baseline baselines/tiny.json
@@ -34,23 +63,42 @@ lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: .venv/.tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+lock: .venv-lock/bin/uv  ## the newest versions that the bounds allow, for Python 3.10 to 3.13
+	.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 \
+		--all-extras --group build --group release --constraint $(UPSTREAM)/measured.txt \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file $(LOCK) pyproject.toml
+
+dist:  ## the wheel and the source archive in dist/: looked over, and the wheel answers a question in .venv-dist
+	rm -rf dist build .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	$(LOCKED) $(DIST)/$(PIP) install build twine
+	$(LOCKED) $(DIST)/python -m build
+	$(DIST)/python -m twine check --strict dist/*
+	$(LOCKED) $(DIST)/$(PIP) install dist/*.whl
+	cd .venv-dist && bin/lmms-textweighted sweep --num-samples 1 --tokens 64 --output-dir answer
+
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv .venv-latest .venv-lock .venv-dist demo latest build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+.venv/.installed: pyproject.toml $(LOCK) | .venv/bin/python
+	$(LOCKED) $(BIN)/$(PIP) install --editable .
 	touch $@
 
 .venv/.tested: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lint]"
-	# Without its own requirements, which are pinned to versions of 2023: an extra cannot say that.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLAVA)
+	$(LOCKED) $(BIN)/$(PIP) install --editable ".[test,lint]"
+	$(BIN)/$(PIP) install --no-deps $(LLAVA)
 	touch $@
+
+.venv-lock/bin/uv:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/$(PIP) install uv

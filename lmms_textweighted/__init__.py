@@ -34,4 +34,7 @@ def __getattr__(name: str) -> Any:
     # Lazy: lmms-eval imports this package for its entry point at every command, which must not wait for torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lmms_textweighted.upstream.known_bad import check_versions
+
+    check_versions()  # before the import that a known-bad version would break
     return getattr(import_module(_HOMES[name]), name)

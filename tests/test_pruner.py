@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -781,6 +782,16 @@ def test_a_model_without_an_image_token(small_llava):
         ),
         prune(model, make_plan(keep_tokens=4)),
     ):
+        pytest.fail("the context opened")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options"),
+    [(MistralConfig, {}), (Qwen2Config, {"use_sliding_window": True, "max_window_layers": 3})],
+)
+def test_a_decoder_that_was_built_with_a_sliding_window_is_refused(decoder, options):
+    model = build_llava(layers=4, decoder=functools.partial(decoder, sliding_window=8, **options))
+    with pytest.raises(PlanError, match="sliding-window"), prune(model, make_plan(keep_tokens=4)):
         pytest.fail("the context opened")
 
 

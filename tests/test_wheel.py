@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
         "lmms_textweighted/configs/leaderboard/tiny.yaml",
         "lmms_textweighted/configs/published/fastv_192.yaml",
         "lmms_textweighted/statistics.py",
+        "lmms_textweighted/upstream/constraints.txt",
     ):
         assert needed in names
     assert not [name for name in names if name.startswith(("tests/", "tasks/", "configs/"))]
@@ -56,15 +58,16 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
     elsewhere.mkdir()
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    done = run("-c", CODE)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(str(site))
     assert "ANSWER" in done.stdout
+    doctor = run("-m", "lmms_textweighted", "doctor", "--json")
+    assert (doctor.returncode, json.loads(doctor.stdout)["well"]) == (0, True), doctor.stdout

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lmms_textweighted.cli.compare import compare
+from lmms_textweighted.cli.doctor import doctor
 from lmms_textweighted.cli.files import config, convert, export_scienceqa, tasks_path
 from lmms_textweighted.cli.leaderboard import leaderboard
 from lmms_textweighted.cli.regress import regress
@@ -31,6 +32,7 @@ app.command("sweep")(sweep)
 app.command("leaderboard")(leaderboard)
 app.command("compare")(compare)
 app.command("regress")(regress)
+app.command("doctor")(doctor)
 app.command("convert")(convert)
 app.command("config")(config)
 app.command("tasks-path")(tasks_path)

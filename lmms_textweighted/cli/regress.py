@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lmms_textweighted.upstream.known_bad import check_versions
+
 
 def regress(
     context: typer.Context,
@@ -43,6 +45,7 @@ def regress(
     """
     ours = ("baseline", "update", "strict", "output")
     options: dict[str, Any] = {k: v for k, v in context.params.items() if k not in ours and v is not None}
+    check_versions()  # before the imports that a known-bad version would break
     from lmms_textweighted.regress.command import regress as run
 
     raise typer.Exit(run(baseline, options, update=update, strict=strict, output=output))

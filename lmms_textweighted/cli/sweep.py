@@ -9,6 +9,7 @@ import typer
 import yaml
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.upstream.known_bad import check_versions
 
 
 def sweep(
@@ -74,6 +75,7 @@ def sweep(
     options: dict[str, Any] = {name: value for name, value in context.params.items() if name != "config"}
     if config is not None:
         options.update(_from_file(config, context, set(options)))
+    check_versions()  # before the imports that a known-bad version would break
     from lmms_textweighted.experiment.run import Experiment, run_experiment
 
     run_experiment(Experiment.parse(options))

@@ -69,6 +69,11 @@ def prune(
         yield session.trace
 
 
+def _window(attention: Any) -> int | None:
+    """The attention's window: Qwen2's layers say their own, Mistral's all have the config's."""
+    return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+
+
 class _Session:
     """The hooks of one open `prune` context. What they find out in a prefill stands in its `Prefill`."""
 
@@ -88,7 +93,7 @@ class _Session:
         self.decoder = find_decoder(model)
         self.layers: nn.ModuleList = self.decoder.layers
         plan.check(len(self.layers))
-        if any(getattr(layer.self_attn, "sliding_window", None) for layer in self.layers):
+        if any(_window(layer.self_attn) for layer in self.layers):
             raise PlanError(
                 "the decoder has sliding-window attention, whose window would count removed tokens: not supported"
             )

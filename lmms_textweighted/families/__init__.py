@@ -16,6 +16,7 @@ from lmms_textweighted.families.loading import (
     Loaded,
     LoadOptions,
     local_folder,
+    looked_at_first,
     read_config,
     resolve,
     weights_fingerprint,
@@ -26,6 +27,7 @@ __all__ = ["DEFAULT_CHECKPOINT", "TINY", "LoadOptions", "Loaded", "load", "resol
 _logger = logging.getLogger(__name__)
 
 
+@looked_at_first
 def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = None) -> Loaded:
     """Load `pretrained`: `tiny` (the embedded model), a local folder or a hub name, in either format.
 

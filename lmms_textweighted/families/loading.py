@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
+from lmms_textweighted.hub import asked_once, out_of_reach
 from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.upstream.known_bad import check_versions
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
 TINY = "tiny"
@@ -82,6 +85,18 @@ class LoadOptions:
         return model.eval()
 
 
+def looked_at_first(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
+    """A loader's `load` that first refuses known-bad versions, and asks a hub that it needs whether it is there."""
+
+    @functools.wraps(load)
+    def looked(pretrained: str = DEFAULT_CHECKPOINT, *args: Any, **kwargs: Any) -> Loaded:
+        check_versions()
+        with nullcontext() if Path(resolve(pretrained)).is_dir() else asked_once():
+            return load(pretrained, *args, **kwargs)
+
+    return looked
+
+
 def resolve(pretrained: str) -> str:
     """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
     if pretrained == TINY:
@@ -118,10 +133,11 @@ def local_folder(folder: str, revision: str) -> Path:
         return Path(folder)
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(folder, revision=revision, ignore_patterns=_OTHER_FRAMEWORKS))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_out_of_reach(folder)) from error
+    with asked_once():
+        try:
+            return Path(snapshot_download(folder, revision=revision, ignore_patterns=_OTHER_FRAMEWORKS))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(_out_of_reach(folder)) from error
 
 
 def check_complete(pretrained: str, missing: Any) -> None:
@@ -158,6 +174,6 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def _out_of_reach(pretrained: str) -> str:
     return (
-        f"checkpoint {pretrained!r} is not on disk and the hub did not give it: give a local folder, "
+        f"checkpoint {pretrained!r} is not on disk and the hub did not give it{out_of_reach()}: give a local folder, "
         f"`pretrained=tiny`, or a machine that reaches the hub"
     )

@@ -6,7 +6,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.task import ConfigurableTask
@@ -18,6 +20,7 @@ from tenacity import RetryError
 from lmms_textweighted.errors import InputError, TextweightedError, first_line
 from lmms_textweighted.harness.generation import split_generation_kwargs
 from lmms_textweighted.harness.names import MODEL_NAME
+from lmms_textweighted.hub import asked_once
 from lmms_textweighted.inference import Decoding
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, user_message
@@ -185,11 +188,15 @@ def _find_task(name: str) -> ConfigurableTask:
     if own:
         # Straight from its file: indexing all of lmms-eval's tasks takes many seconds.
         config = load_yaml_config(str(own[0]))
-        return ConfigurableTask(config=config, model_name=MODEL_NAME)
+        path = str(config.get("dataset_path"))
+        local = "/" not in path or Path(path).exists()  # `json` and its like are no names of the hub
+        with nullcontext() if local else asked_once():
+            return ConfigurableTask(config=config, model_name=MODEL_NAME)
     manager = TaskManager("ERROR", include_path=str(data_folder("tasks")), model_name=MODEL_NAME)
     if name not in manager.all_tasks:
         raise InputError(f"unknown task {name!r}: `lmms-eval --tasks list` names them all")
-    task = get_task_dict([name], manager, "simple")[name]
+    with asked_once():
+        task = get_task_dict([name], manager, "simple")[name]
     if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE != "generate_until":
         raise InputError(f"task {name!r} is no generate_until task: the sweep needs generated answers")
     return task

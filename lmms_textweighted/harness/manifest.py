@@ -6,6 +6,6 @@ from lmms_textweighted.harness.names import MODEL_NAME
 
 MANIFEST = ModelManifest(
     model_id=MODEL_NAME,
-    simple_class_path="lmms_textweighted.harness.model.LlavaTextweighted",
-    chat_class_path="lmms_textweighted.harness.model.LlavaTextweightedChat",
+    simple_class_path="lmms_textweighted.harness.door.LlavaTextweighted",
+    chat_class_path="lmms_textweighted.harness.door.LlavaTextweightedChat",
 )

@@ -33,6 +33,7 @@ from lmms_textweighted.inference import Answer, PrunedLlava
 from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import Message, make_message, user_message
+from lmms_textweighted.upstream.known_bad import check_versions
 
 
 @dataclass
@@ -53,6 +54,7 @@ class LlavaTextweighted(lmms):
     def __init__(self, batch_size: int | str = 1, max_batch_size: int | None = None, **arguments: Any) -> None:
         super().__init__()
         with ending_the_run():
+            check_versions(lmms_eval=True)  # also where the class was imported by itself
             check_output_paths(sys.argv[1:])
             check_local_questions(sys.argv[1:])
             self.batch_size_per_gpu = _batch_size(batch_size)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import datasets
-import huggingface_hub.constants
 
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.harness.names import MODEL_NAME
+from lmms_textweighted.hub import offline
 from lmms_textweighted.leaderboard.estimate import limited
 from lmms_textweighted.leaderboard.schema import Matrix, Part, Task
 
@@ -39,21 +35,7 @@ def _count(task: Task) -> Part:
 
     datasets.disable_progress_bars()
     try:
-        with _offline():
+        with offline():  # a plan must not download a data set
             return Part(count=len(Documents.of_task(task.name, None, single_prediction_prompt=False)))
     except InputError as error:
         raise InputError(f"documents of task {task.name!r} are not stated and not here: {error}") from error
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """While open, nothing is fetched from the hub: a plan must not download a data set."""
-    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value

@@ -7,6 +7,7 @@ tokenizer. The vision tower is a CLIP folder or hub name that the config names; 
 from __future__ import annotations
 
 import ast
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lmms_textweighted.errors import CheckpointError, first_line
 from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcessor
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
+from lmms_textweighted.hub import asked_once
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG, stop_string
 
 # Architecture -> the decoder's model_type in transformers.
@@ -87,7 +89,8 @@ def find_tower(folder: Path, config: dict[str, Any], stated: str | None) -> Towe
     if path == "None":
         raise CheckpointError(f"checkpoint {str(folder)!r} names no mm_vision_tower: give vision_tower=FOLDER")
     try:
-        tower = Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
+        with nullcontext() if Path(path).is_dir() else asked_once():
+            tower = Tower(path, CLIPVisionConfig.from_pretrained(path), CLIPImageProcessor.from_pretrained(path))
     except LOAD_ERRORS as error:
         raise CheckpointError(
             f"vision tower {path!r} cannot be read ({first_line(error)}): give vision_tower=FOLDER, a local CLIP folder"
@@ -225,7 +228,9 @@ def to_hf_config(
     decoder = DECODERS[architecture]
     known = set(AutoConfig.for_model(decoder).to_dict()) | {"rope_theta", "rope_scaling"}
     dropped = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "vocab_size"}
-    text = {name: value for name, value in config.items() if name in known - dropped and value is not None}
+    # A window of None says that there is none: left out, transformers would give a Mistral one of 4096.
+    stated = {name for name, value in config.items() if value is not None or name == "sliding_window"}
+    text = {name: config[name] for name in (known - dropped) & stated}
     rows = weights["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in weights else 0
     stored = next(iter(weights.values())).dtype  # what dtype=auto means: configs may say another
     text_config = AutoConfig.for_model(decoder, **text, vocab_size=max(rows, image_token + 1), dtype=stored)

@@ -1,0 +1,175 @@
+"""What is used of transformers' LLaVAs: their arguments, features and generation. Tried on a random one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from lmms_textweighted.upstream.unpromised import TRANSFORMERS, Names
+
+MODELS = Names("transformers", TRANSFORMERS)
+_IMAGE = 15
+
+
+@functools.cache
+def llava(kind: str = "Llava") -> Any:
+    """A random LLaVA: pictures of 2 x 2 patches, a Llama of one layer."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision(),
+        text_config=transformers.LlamaConfig(
+            vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        ),
+        image_token_index=_IMAGE,
+        **({"image_seq_length": 4} if kind == "Llava" else {"image_grid_pinpoints": [[16, 8]]}),
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+
+
+def vision() -> Any:
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+
+
+def inputs(**arguments: Any) -> dict[str, Any]:
+    """One prompt: a word, a picture's four tokens, two words."""
+    import torch
+
+    ids = torch.tensor([[1, *[_IMAGE] * 4, 2, 3]])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.zeros(1, 3, 8, 8),
+        **arguments,
+    }
+
+
+def tokenizer() -> Any:
+    """The embedded model's."""
+    from transformers import AutoTokenizer
+
+    from lmms_textweighted.paths import checkpoint_folder
+
+    return AutoTokenizer.from_pretrained(checkpoint_folder())
+
+
+@MODELS("config.image_token_id, config.image_seq_length, config.get_text_config()", "families.image_tokens")
+def _config() -> bool:
+    config = llava().config
+    text = config.get_text_config()
+    return (config.image_token_id, config.image_seq_length, text.num_hidden_layers) == (_IMAGE, 4, 1)
+
+
+@MODELS("model.get_decoder(): the module with the layers", "engine.decoder")
+def _decoder() -> bool:
+    return len(llava().get_decoder().layers) == 1
+
+
+@MODELS(
+    "model.model.get_image_features, called through the instance: pooler_output is one [tokens, D] a picture",
+    "families.image_tokens",
+)
+def _features() -> bool:
+    import torch
+
+    model, given = llava(), []
+    original = model.model.get_image_features
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.append(original(*args, **kwargs))
+        return given[-1]
+
+    model.model.get_image_features = watched
+    try:
+        with torch.inference_mode():
+            model(**inputs())
+    finally:
+        del model.model.get_image_features
+    (output,) = given
+    return [tuple(feature.shape) for feature in getattr(output, "pooler_output", output)] == [(4, 16)]
+
+
+@MODELS(
+    "generate: the prompt in one forward with input_ids, attention_mask and, made before, mm_encoder_outputs['image'] "
+    "(or pixel_values)",
+    "families.image_tokens",
+)
+def _generate() -> bool:
+    import torch
+
+    model, calls = llava(), []
+    hook = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            model.generate(**inputs(), max_new_tokens=2, do_sample=False, eos_token_id=None, pad_token_id=0)
+    finally:
+        hook.remove()
+    first, second = (kwargs for _, kwargs in calls)
+    made = (first.get("mm_encoder_outputs") or {}).get("image")
+    if made is None and first.get("pixel_values") is None:
+        return False
+    sizes = [4] if made is None else [len(feature) for feature in getattr(made, "pooler_output", made)]
+    return sizes == [4] and first["input_ids"].shape[1] == 7 and second["input_ids"].shape[1] == 1
+
+
+@MODELS(
+    "the decoder is called with inputs_embeds, attention_mask and the KV cache by keyword",
+    "engine.pruner, engine.fanout",
+)
+def _decoder_call() -> bool:
+    import torch
+
+    model, calls = llava(), []
+    decoder = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            model(**inputs(), use_cache=True)
+    finally:
+        hook.remove()
+    (kwargs,) = calls
+    named = {"inputs_embeds", "attention_mask"} <= set(kwargs) and bool({"cache", "past_key_values"} & set(kwargs))
+    return named and kwargs["attention_mask"].shape == (1, 7)
+
+
+@MODELS("stopping criteria in a list, asked once for each new token", "inference.decoding")
+def _criteria() -> bool:
+    import torch
+    from transformers import StoppingCriteria
+
+    class Counting(StoppingCriteria):
+        asked = 0
+
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            self.asked += 1
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    counting = Counting()
+    with torch.inference_mode():
+        llava().generate(**inputs(), max_new_tokens=3, eos_token_id=None, pad_token_id=0, stopping_criteria=[counting])
+    return counting.asked == 3
+
+
+@MODELS("StopStringCriteria(tokenizer, strings)", "inference.decoding")
+def _stop_strings() -> bool:
+    from transformers import StopStringCriteria
+
+    criteria: Any = StopStringCriteria(tokenizer(), ["green"])
+    ends = [criteria(tokenizer()(text, return_tensors="pt")["input_ids"], None) for text in ("is green", "is red")]
+    return bool(ends[0].all()) and not bool(ends[1].any())
+
+
+@MODELS("logits_to_keep, an argument of forward", "inference.pruned")
+def _logits() -> bool:
+    import torch
+
+    if "logits_to_keep" not in inspect.signature(llava().forward).parameters:
+        return False
+    with torch.inference_mode():
+        return llava()(**inputs(), logits_to_keep=1).logits.shape == (1, 1, 16)
