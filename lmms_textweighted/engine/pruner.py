@@ -48,10 +48,10 @@ def prune(
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
     splice: finds the image tokens in what the model is called with (`lmms_textweighted.prune` gives the one that suits
-    the model). A forward with an empty KV cache is a prefill: it is scored and pruned. Later forwards with its cache are
-    decoding steps over the shorter cache. Generate with a cache, and with the whole prompt in one prefill: without a
-    cache every step is a prefill of its own, and of a prompt in chunks (`prefill_chunk_size`) only the first chunk would
-    be scored.
+    the model). A forward with an empty KV cache is a prefill: it is scored and pruned. Later forwards with its cache
+    are decoding steps over the shorter cache. Generate with a cache, and with the whole prompt in one prefill: without
+    a cache every step is a prefill of its own, and of a prompt in chunks (`prefill_chunk_size`) only the first chunk
+    would be scored.
 
     ranks: also compute the last layer's ranks over the kept image tokens. random_keys: for `random`, one key a row of
     the next prefill's batch; by default the row's unpadded token ids. seed: goes with the keys. question: for plans
