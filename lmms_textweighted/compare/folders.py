@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lmms_textweighted.compare.records import Run
 from lmms_textweighted.compare.runs import read_results
-from lmms_textweighted.compare.sweeps import ANSWERS, EXPERIMENT, read_sweep
+from lmms_textweighted.compare.sweeps import read_sweep
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.names import ANSWERS_PATTERN, RESULT_PATTERN
 from lmms_textweighted.harness.result_files import RESULTS, SAMPLES, is_results
 
 
@@ -35,13 +36,15 @@ def read_runs(paths: Sequence[Path], metrics: Mapping[str, str] | None = None) -
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        if path.name.endswith(RESULTS) or path.match(EXPERIMENT):
+        if path.name.endswith(RESULTS) or path.match(RESULT_PATTERN):
             return [path]
-        raise InputError(f"run {str(path)!r} is no *{RESULTS} and no {EXPERIMENT}: give one of them, or their folder")
+        raise InputError(
+            f"run {str(path)!r} is no *{RESULTS} and no {RESULT_PATTERN}: give one of them, or their folder"
+        )
     if not path.is_dir():
         raise InputError(f"run {str(path)!r} does not exist: give a folder that lmms-eval or a sweep wrote")
-    found = sorted(filter(is_results, path.rglob(f"*{RESULTS}"))) + sorted(path.rglob(EXPERIMENT))
-    for answers in path.rglob(ANSWERS):
+    found = sorted(filter(is_results, path.rglob(f"*{RESULTS}"))) + sorted(path.rglob(RESULT_PATTERN))
+    for answers in path.rglob(ANSWERS_PATTERN):
         json_file = answers.with_name(answers.name.replace(".answers.jsonl", ".json"))
         if not json_file.is_file():
             raise InputError(f"run {str(answers)!r} has answers but no {json_file.name}: the sweep did not finish")
@@ -50,7 +53,7 @@ def _files(path: Path) -> list[Path]:
         if not samples.with_name(name).is_file():
             raise InputError(f"run {str(samples)!r} has samples but no {name}: the run did not finish")
     if not found:
-        raise InputError(f"run {str(path)!r} has no *{RESULTS} and no {EXPERIMENT}: it is empty or did not finish")
+        raise InputError(f"run {str(path)!r} has no *{RESULTS} and no {RESULT_PATTERN}: it is empty or did not finish")
     return found
 
 

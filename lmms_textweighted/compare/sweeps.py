@@ -11,9 +11,6 @@ from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
 
-EXPERIMENT = "fastv_textweighted_layer*_experiment.json"
-ANSWERS = "fastv_textweighted_layer*_experiment.answers.jsonl"
-
 
 def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
     """One run for each strategy and budget of an experiment's JSON.

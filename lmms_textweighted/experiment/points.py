@@ -86,9 +86,17 @@ def make_points(
 
 
 def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
-    """Raise PlanError when a point does not fit the model."""
+    """Raise PlanError when a point does not fit the model, or the fan-out: it removes once, where it scores."""
     layers = llava.model.config.get_text_config().num_hidden_layers
     for point in points:
+        once = len(point.plan.stages) <= 1 and all(
+            stage.scored_at == stage.layer and stage.keep_tokens is not None for stage in point.plan.stages
+        )
+        if not once:
+            raise PlanError(
+                f"strategy {point.strategy!r} removes more than once, scores elsewhere or keeps a share: the sweep "
+                f"runs plans of one stage, use lmms-eval"
+            )
         point.plan.check(layers, llava.tokens_per_image if point.plan.keep_scope == "image" else None)
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from lmms_textweighted.errors import InputError, describe
 from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
+from lmms_textweighted.experiment.names import file_name
 from lmms_textweighted.experiment.points import Outcome, Point, check_points, collect, make_points, run_document
 from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
@@ -248,7 +249,7 @@ def _write(experiment: Experiment, data: dict[str, Any], answered: list[_Answere
 
 
 def _target(experiment: Experiment, ending: str) -> Path:
-    return experiment.output_dir / f"fastv_textweighted_layer{experiment.pruning_layer}_experiment.{ending}"
+    return experiment.output_dir / file_name(experiment.pruning_layer, ending)
 
 
 def _partial(experiment: Experiment) -> Path:

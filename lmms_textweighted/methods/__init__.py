@@ -107,7 +107,8 @@ def make_plan(
 
 def _checked(found: object, named: str) -> Method:
     if not isinstance(found, Method):
-        raise PlanError(f"{named} is a {type(found).__name__}: give an object of lmms_textweighted.methods.Method")
+        what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise PlanError(f"{named} is {what}: give an object of lmms_textweighted.methods.Method")
     return found
 
 
