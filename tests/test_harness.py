@@ -62,8 +62,7 @@ def ask(model, documents, kwargs=None, visuals=None):
     ("arguments", "words"),
     [
         ({"keep_tokens": 577}, "keep_tokens is 577, but the image has 576 tokens"),
-        ({"keep_tokens": 0}, "keep_tokens is 0: give a whole number of at least 1"),
-        ({"keep_tokens": -3}, "keep_tokens is -3"),
+        ({"keep_tokens": -3}, "keep_tokens is -3: give a whole number of at least 0"),
         ({"keep_tokens": 12.5}, "keep_tokens is 12.5"),
         ({"keep_ratio": 0}, "keep_ratio is 0: give a number above 0 and at most 1"),
         ({"keep_ratio": 1.5}, "keep_ratio is 1.5"),

@@ -44,13 +44,14 @@ class Method(ABC):
         Without `keep_tokens` and `keep_ratio`, 192 tokens of each image stay; without `pruning_layer`, they leave after
         layer 2, or where the method's own name says.
 
-        Raises PlanError for both kinds of budget at once, for a budget below one token or a ratio outside (0, 1], and
-        for a layer that contradicts the method's.
+        With 0 all image tokens leave: the cut-off experiment.
+
+        Raises PlanError for both kinds of budget at once, for a budget below 0 tokens or a ratio outside (0, 1], for
+        one that the method cannot reach, and for a layer that contradicts the method's.
         """
-        if keep_tokens is not None and (isinstance(keep_tokens, bool) or not isinstance(keep_tokens, int)):
-            raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 1")
-        if keep_tokens is not None and keep_tokens < 1:
-            raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 1")
+        whole = isinstance(keep_tokens, int) and not isinstance(keep_tokens, bool)
+        if keep_tokens is not None and not (whole and keep_tokens >= 0):
+            raise PlanError(f"keep_tokens is {keep_tokens!r}: give a whole number of at least 0")
         if keep_tokens is None and keep_ratio is None:
             keep_tokens = DEFAULT_KEEP_TOKENS
         if self.layer is not None and pruning_layer not in (None, self.layer):
