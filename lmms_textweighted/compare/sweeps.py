@@ -85,11 +85,9 @@ def _documents(lines: list[dict[str, Any]]) -> dict[int, Document]:
 
 def _leave_after(data: dict[str, Any], strategy: str, layer: int | None, budget: int | None) -> Any:
     """The layer after which tokens leave, or all of them, as `7+15+23`. Sweeps of older versions have one for all."""
-    if budget is None:
-        return None
     block = data["strategies"][strategy]
     block = block.get(OWN_LAYERS if layer is None else str(layer), block)
     if "plans" not in block:
-        return data["meta"].get("pruning_layer")
-    stages = block["plans"][block["tokens"].index(budget)]["stages"]
-    return "+".join(str(stage["leave_after"]) for stage in stages)
+        return None if budget is None else data["meta"].get("pruning_layer")
+    stages = block["plans"][0 if budget is None else block["tokens"].index(budget)]["stages"]
+    return "+".join(str(stage["leave_after"]) for stage in stages) or None

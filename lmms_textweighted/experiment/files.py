@@ -20,6 +20,8 @@ MAIN_STRATEGY = "text_weighted"
 def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
     """One curve's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null.
 
+    image_tokens: of a picture, where nothing leaves.
+
     With several seeds every figure is the mean over documents and seeds. The interval is of the documents' means over
     the seeds: a document's answers hang together, the draws of two documents do not. `accuracy_spread` is the standard
     deviation of the seeds' accuracies.
@@ -28,7 +30,7 @@ def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
     points = [curve.all_of(place) for place in range(len(curve.budgets))]
     return {
         "layer": curve.layer,
-        "tokens": [image_tokens if budget is None else budget for budget in curve.budgets],
+        "tokens": [_tokens(curve, place, image_tokens) for place in range(len(curve.budgets))],
         "accuracies": [fmean(o.score for o in outcomes) for outcomes in points],
         "accuracy_low": [low for low, _ in intervals],
         "accuracy_high": [high for _, high in intervals],
@@ -108,6 +110,14 @@ def write_answers(
         }
         file.write(json.dumps(line) + "\n")
     file.flush()
+
+
+def _tokens(curve: Curve, place: int, image_tokens: int) -> int:
+    """A point's budget. Where the method's name says it, what was kept; where nothing leaves, all image tokens."""
+    budget = curve.budgets[place]
+    if budget is None and curve.plans[place].stages:
+        return round(fmean(o.kept_tokens for o in curve.all_of(place)))
+    return image_tokens if budget is None else budget
 
 
 def _by_seed(curve: Curve) -> dict[str, Any]:

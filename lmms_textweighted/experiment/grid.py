@@ -104,23 +104,21 @@ def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
 def _of_method(
     method: Method, budgets: Sequence[int], layers: Sequence[int | None], text_scope: str, keep_scope: str
 ) -> tuple[list[Point], list[LeftOut]]:
-    def made(layer: int | None, budget: int | None) -> Point | LeftOut:
+    def attempt(layer: int | None, budget: int | None) -> Point | LeftOut:
         try:
             plan = method.plan(pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope)
         except PlanError as error:
             return LeftOut(method.name, layer, budget, str(error))
         return Point(method.name, budget, plan, layer)
 
-    def at(layers: Sequence[int | None]) -> tuple[list[Point], list[LeftOut]]:
-        all_ = [made(layer, budget) for layer in layers for budget in (budgets if method.removes else (None,))]
-        return [one for one in all_ if isinstance(one, Point)], [one for one in all_ if isinstance(one, LeftOut)]
-
-    points, left_out = at(layers if method.removes and method.layer is None else (None,))
-    if not points:
-        # A method of several stages takes no single layer.
-        own, refused = at((None,))
-        return (own, refused) if own else (points, left_out)
-    return _once(points), left_out
+    own = method.layer is not None or not method.removes
+    tried = [
+        attempt(layer, budget)
+        for layer in ((None,) if own else layers)
+        for budget in (budgets if method.removes else (None,))
+    ]
+    points = [one for one in tried if isinstance(one, Point)]
+    return _once(points), [one for one in tried if isinstance(one, LeftOut)]
 
 
 def _once(points: list[Point]) -> list[Point]:
