@@ -54,11 +54,14 @@ def make_grid(
     text_scope: str = "after",
     keep_scope: str = "image",
     seeds: Sequence[int] = (),
+    decoder_layers: int | None = None,
+    image_tokens: int | None = None,
 ) -> tuple[list[Point], list[LeftOut]]:
     """All points of a sweep, strategy by strategy, layer by layer; and those that their method refuses.
 
     strategies: as for `find_method`. layers: pruning layers; a method with layers of its own has its points once,
-    whatever they are. seeds: two or more give a method that draws a point for each.
+    whatever they are. seeds: two or more give a method that draws a point for each. decoder_layers, image_tokens: of
+    the model, once it is known: what methods of several stages are fitted to.
 
     Raises PlanError as `find_method` does, without a strategy, for two of one name, and for a strategy that has no
     point at all.
@@ -69,6 +72,8 @@ def make_grid(
     left_out: list[LeftOut] = []
     for strategy in strategies:
         method = find_method(strategy)
+        if decoder_layers is not None:
+            method = method.fitted(decoder_layers, image_tokens)
         if any(point.strategy == method.name for point in points):
             raise PlanError(f"strategies names {method.name!r} twice: give each method a name of its own")
         own, refused = _of_method(method, budgets, layers, text_scope, keep_scope)

@@ -108,20 +108,26 @@ class Experiment:
             ),
             output_dir=output_dir,
         )
-        experiment.grid(1)  # what can be said without the model is said before it is loaded
+        experiment.grid()  # what can be said without the model is said before it is loaded
         return experiment
 
-    def grid(self, decoder_layers: int) -> tuple[list[Point], list[LeftOut]]:
-        """The points for a decoder of that many layers, and those that their method refuses. See `make_grid`."""
-        layers = list(range(max(1, decoder_layers - 1))) if self.layers is None else self.layers
+    def grid(self, llava: PrunedLlava | None = None) -> tuple[list[Point], list[LeftOut]]:
+        """The points for a model, and those that their method refuses. See `make_grid`."""
+        decoder_layers = llava.model.config.get_text_config().num_hidden_layers if llava else None
         return make_grid(
             self.strategies,
             self.tokens,
-            layers,
+            self.pruning_layers(decoder_layers or 2),
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
             seeds=self.seeds,
+            decoder_layers=decoder_layers,
+            image_tokens=llava.tokens_per_image if llava else None,
         )
+
+    def pruning_layers(self, decoder_layers: int) -> list[int]:
+        """The layers asked for, of a decoder of that many."""
+        return list(range(decoder_layers - 1)) if self.layers is None else self.layers
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     layers = model.config.get_text_config().num_hidden_layers
-    points, left_out = experiment.grid(layers)
+    points, left_out = experiment.grid(llava)
     check_points(points, llava)
     for point in left_out:
         console.print(f"left out: {point}", soft_wrap=True, markup=False, highlight=False)
@@ -291,7 +297,7 @@ def _meta(
     layers: int,
 ) -> dict[str, Any]:
     digests = [document.row["digest"] for document in answered]
-    asked = list(range(layers - 1)) if experiment.layers is None else experiment.layers
+    asked = experiment.pruning_layers(layers)
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,

@@ -30,6 +30,13 @@ class Method(ABC):
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         """The removals for a budget, of which one is given, around the pruning layer `layer`."""
 
+    def fitted(self, num_layers: int, image_tokens: int | None = None) -> Method:
+        """This method for a decoder of `num_layers` layers and pictures of `image_tokens` (None: it depends on them).
+
+        Overridden where the stages depend on these.
+        """
+        return self
+
     def plan(
         self,
         *,
