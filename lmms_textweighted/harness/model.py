@@ -29,7 +29,7 @@ from lmms_textweighted.harness.output import check_output_paths
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
-from lmms_textweighted.inference import Answer, PrunedLlava
+from lmms_textweighted.inference import Answer, PrunedLlava, geometry_of
 from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import Message, make_message, user_message
@@ -66,8 +66,9 @@ class LlavaTextweighted(lmms):
             watch_others()
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self.llava = self._load()
-            layers = self.llava.model.config.get_text_config().num_hidden_layers
-            self.settings.check(layers, self.llava.tokens_per_image)
+            self.geometry = geometry_of(self.llava.model)
+            self.settings.check(self.geometry)
+            self.llava.plan = self.settings.plan(self.geometry)
             if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
@@ -86,17 +87,16 @@ class LlavaTextweighted(lmms):
         return PrunedLlava(
             model,
             processor,
-            self.settings.plan(),
-            self.settings.conv_template,
-            self.settings.seed,
-            self.settings.stated(),
+            template=self.settings.conv_template,
+            seed=self.settings.seed,
+            stated=self.settings.stated(),
         )
 
     def _run_settings(self) -> dict[str, Any]:
         """What the answers depend on, as it acts: it is logged, keys the trace store and stands in logged samples."""
         model = self.llava.model
         return {
-            **self.settings.resolved(),
+            **self.settings.resolved(self.geometry),
             "loader": self.llava.loader,
             "conv_template": self.llava.template,
             "image_aspect_ratio": self.llava.image_aspect_ratio,
@@ -273,7 +273,7 @@ class _Summary:
 
     def __init__(self) -> None:
         self.count, self.tokens, self.seconds = 0, 0, 0.0
-        self.sums = dict.fromkeys(("kept_tokens", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
+        self.sums = dict.fromkeys(("kept_tokens", "kept_ratio", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
         self.waits: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
         self.began = time.perf_counter()
 

@@ -17,9 +17,12 @@ from types import ModuleType
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, first_line, unknown
-from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
+from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage, Staged
+from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER
 from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
+from lmms_textweighted.methods.files import is_plan_file, read_plan
+from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, TEXT_WEIGHTED_DEBIASED
 from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
@@ -27,13 +30,16 @@ from lmms_textweighted.methods.unpruned import NONE
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
     "DEFAULT_STRATEGY",
+    "PRESETS",
     "SCORERS",
     "Method",
     "OneStage",
+    "Staged",
     "find_method",
     "label_of",
     "make_plan",
     "method_names",
+    "preset_names",
 ]
 
 ENTRY_POINTS = "lmms_textweighted.methods"
@@ -55,15 +61,22 @@ def method_names() -> tuple[str, ...]:
     return (*own, *sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in own))
 
 
+def preset_names() -> tuple[str, ...]:
+    """The names of the papers' settings, which stand beside those of the methods."""
+    return tuple(preset.name for preset in PRESETS)
+
+
 def find_method(strategy: str | Method) -> Method:
-    """A method by its name, by `FILE.py:NAME` or `MODULE:NAME`, or itself.
+    """A method or a preset by its name, by `plan.yaml`, `FILE.py:NAME` or `MODULE:NAME`, or itself.
 
     This package's own names go before those of installed packages. Raises PlanError for an unknown name (with the
-    nearest one), and for what is there but is no Method.
+    nearest one), for what is there but is no Method, and for a file that states no plan.
     """
     if isinstance(strategy, Method):
         return strategy
-    for method in _OWN:
+    if is_plan_file(str(strategy)):
+        return read_plan(strategy, SCORERS, (*method_names(), *preset_names()))
+    for method in (*_OWN, *PRESETS):
         if method.name == strategy:
             return method
     for point in entry_points(group=ENTRY_POINTS):
@@ -71,7 +84,7 @@ def find_method(strategy: str | Method) -> Method:
             return _checked(point.load(), f"entry point {point.value}")
     place, colon, name = str(strategy).rpartition(":")
     if not colon:
-        raise PlanError(unknown("strategy", strategy, method_names()))
+        raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
     try:
         return _checked(getattr(_module(place), name), f"strategy {strategy!r}")
     except (ImportError, OSError, AttributeError) as error:
@@ -80,19 +93,23 @@ def find_method(strategy: str | Method) -> Method:
 
 def label_of(strategy: str) -> str:
     """What pictures call a method of this package; the name itself where it is another's."""
-    return next((method.label for method in _OWN if method.name == strategy), strategy)
+    return next((method.label for method in (*_OWN, *PRESETS) if method.name == strategy), strategy)
 
 
 def make_plan(
     strategy: str | Method = DEFAULT_STRATEGY,
     *,
-    pruning_layer: int | None = None,
+    pruning_layer: int | str | None = None,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
+    equivalent_tokens: float | None = None,
+    flops_ratio: float | None = None,
     text_scope: str = "after",
     keep_scope: str = "image",
+    geometry: Geometry | None = None,
 ) -> Plan:
-    """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`.
+    """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`; `geometry_of` in
+    `families` has a loaded model's geometry.
 
     Raises PlanError as both do.
     """
@@ -100,8 +117,11 @@ def make_plan(
         pruning_layer=pruning_layer,
         keep_tokens=keep_tokens,
         keep_ratio=keep_ratio,
+        equivalent_tokens=equivalent_tokens,
+        flops_ratio=flops_ratio,
         text_scope=text_scope,
         keep_scope=keep_scope,
+        geometry=geometry,
     )
 
 
