@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -10,16 +11,34 @@ from hypothesis import strategies as st
 
 from lmms_textweighted import geometry_of, prune
 from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods import find_method, make_plan, method_names
-from lmms_textweighted.methods.base import OneStage, Staged
-from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry, cost_of, scaled_layers
+from lmms_textweighted.methods.base import Method, OneStage
+from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry, cost_of
 from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
 from tests.conftest import IMAGE, build_llava, make_inputs
 
 SOLVED = [name for name in method_names() if find_method(name).takes_budget]
-PYRAMID = Staged("pyramid", "pyramid", "a test's", (LAST_ROW,) * 3, (7, 15, 23), (0.5, 0.25, 0.125))
-EARLY = Staged("early", "early", "a test's", (LAST_ROW,) * 3, (1, 7, 15), (0.5, 0.25, 0.125))
+
+
+class Pyramid(Method):
+    """Three stages whose shares of the original are the powers of one factor."""
+
+    name, label, source = "pyramid", "pyramid", "a test's"
+
+    def __init__(self, *layers: int) -> None:
+        self.layers, self.layer = layers, layers[0]
+
+    def stages(self, layer, keep_tokens, keep_ratio):
+        share = keep_ratio if keep_tokens is None else keep_tokens / 576
+        return tuple(
+            Stage(LAST_ROW, at, keep_tokens=math.floor(576 * share ** (power / 3) + 1e-9))
+            for power, at in enumerate(self.layers, start=1)
+        )
+
+
+PYRAMID, EARLY = Pyramid(7, 15, 23), Pyramid(1, 7, 15)
 
 
 def counted(stages, layers: int, image: int) -> list[int]:
@@ -165,40 +184,6 @@ def test_where_the_number_of_image_tokens_is_not_known_a_mean_is_refused(given, 
     with pytest.raises(PlanError, match=r"is not the same for every prompt here: give keep_ratio$"):
         make_plan("fastv", **given, geometry=geometry, keep_scope=scope)
     assert make_plan("fastv", keep_ratio=0.5, geometry=geometry, keep_scope=scope).stages[0].keep_ratio == 0.5
-
-
-@pytest.mark.parametrize(
-    ("layers", "depth", "placed"),
-    [
-        ((1, 7), 32, (1, 7)),
-        ((7, 15, 23), 32, (7, 15, 23)),
-        ((7, 15, 23), 8, (1, 3, 5)),
-        ((1, 7), 8, (0, 1)),
-        ((1, 7), 40, (2, 9)),
-        ((2, 6, 15), 8, (0, 1, 3)),
-        ((2, 6, 15), 4, (0, 1, 2)),
-        ((28, 29, 30), 8, (4, 5, 6)),
-    ],
-)
-def test_layers_stand_at_the_same_depth_of_another_decoder(layers, depth, placed):
-    assert scaled_layers(layers, depth) == placed
-
-
-@given(
-    layers=st.lists(st.integers(0, 30), min_size=1, max_size=4, unique=True).map(sorted),
-    depth=st.integers(5, 80),
-)
-def test_scaled_layers_are_apart_and_leave_a_layer_to_run_shorter(layers, depth):
-    placed = scaled_layers(layers, depth)
-    assert list(placed) == sorted(set(placed))
-    assert placed[0] >= 0
-    assert placed[-1] <= depth - 2
-
-
-def test_layers_of_several_stages_can_be_stated():
-    assert [stage.layer for stage in PYRAMID.plan(pruning_layer="0+2+5").stages] == [0, 2, 5]
-    with pytest.raises(PlanError, match=r"pruning_layer is 3, but pyramid has 3 stages: .* as 7\+15\+23"):
-        PYRAMID.plan(pruning_layer=3)
 
 
 def test_a_trace_reports_all_four_as_the_plan_was_solved():

@@ -30,7 +30,7 @@ class Settings:
 
     pretrained: str = DEFAULT_CHECKPOINT
     strategy: str | Method = DEFAULT_STRATEGY
-    pruning_layer: int | str | None = None
+    pruning_layer: int | None = None
     keep_tokens: int | None = None
     keep_ratio: float | None = None
     equivalent_tokens: float | None = None

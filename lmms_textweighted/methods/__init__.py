@@ -17,7 +17,7 @@ from types import ModuleType
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, first_line, unknown
-from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage, Staged
+from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER
 from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
@@ -34,7 +34,6 @@ __all__ = [
     "SCORERS",
     "Method",
     "OneStage",
-    "Staged",
     "find_method",
     "label_of",
     "make_plan",
@@ -99,7 +98,7 @@ def label_of(strategy: str) -> str:
 def make_plan(
     strategy: str | Method = DEFAULT_STRATEGY,
     *,
-    pruning_layer: int | str | None = None,
+    pruning_layer: int | None = None,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
     equivalent_tokens: float | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -150,10 +150,10 @@ def image_lengths(plan: Plan, layers: int, image_tokens: int) -> list[int]:
     return lengths
 
 
-def closest(make: Callable[[int], Plan], highest: int, budget: Budget, geometry: Geometry) -> Plan:
+def closest(make: Callable[[int], Plan], numbers: range, budget: Budget, geometry: Geometry) -> Plan:
     """The plan whose cost comes closest to the budget; of two that come equally close, the one that costs less.
 
-    make: 0 … highest -> a plan, that costs more the higher the number (or as much). Found by bisection. Raises
+    make: each of `numbers` -> a plan, that costs more the higher the number (or as much). Found by bisection. Raises
     PlanError, with the bound, for a budget out of the method's reach, and where the image's tokens are not known.
     """
     asked = f"{budget.kind} is {budget.value}"
@@ -162,10 +162,10 @@ def closest(make: Callable[[int], Plan], highest: int, budget: Budget, geometry:
     def cost(number: int) -> float:
         return cost_of(make(number), geometry).get(budget.kind)
 
-    least, most = cost(0), cost(highest)
+    low, high = numbers[0], numbers[-1]  # cost(low) <= the budget < cost(high), or high is the highest
+    least, most = cost(low), cost(high)
     if budget.value < least - _SLACK or budget.value > most + _SLACK:
-        raise PlanError(_out_of_reach(make(0), budget, geometry, least, most, whole))
-    low, high = 0, highest  # cost(low) <= the budget < cost(high), or low is the highest
+        raise PlanError(_out_of_reach(make(low), budget, geometry, least, most, whole))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= budget.value else (low, middle)
@@ -197,21 +197,3 @@ def _rounded(value: float) -> str:
 def for_prompt(geometry: Geometry, keep_scope: str) -> Geometry:
     """With keep_scope="prompt" a budget is of all images together, and only the document tells how many there are."""
     return replace(geometry, image_tokens=None) if keep_scope == "prompt" else geometry
-
-
-def scaled_layers(layers: Sequence[int], depth: int, of: int = 32) -> tuple[int, ...]:
-    """Layers of a decoder of `of` layers at the same relative depth of one of `depth` layers.
-
-    The layer p of `of` has p + 1 layers up to its end: round((p + 1) depth / of) - 1, halves up; at least 0, at least
-    one above the layer in front, and low enough that a layer after the last one runs shorter. The layers themselves
-    where the depth is `of`. Raises PlanError for a decoder with too few layers.
-    """
-    if depth <= len(layers):
-        raise PlanError(f"the model has {depth} decoder layers: too few for {len(layers)} stages")
-    placed: list[int] = []
-    for layer in layers:
-        at = (2 * (layer + 1) * depth + of) // (2 * of) - 1
-        placed.append(max(at, placed[-1] + 1 if placed else 0))
-    for place in range(len(placed)):
-        placed[place] = min(placed[place], depth - 1 - (len(placed) - place))
-    return tuple(placed)

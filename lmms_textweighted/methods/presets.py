@@ -34,7 +34,7 @@ class Fixed(Method):
         budget: Budget | None = None,
         geometry: Geometry | None = None,
         *,
-        pruning_layer: Any = None,
+        pruning_layer: int | None = None,
         text_scope: str = "after",
         keep_scope: str = "image",
     ) -> Plan:
