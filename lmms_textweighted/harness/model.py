@@ -23,6 +23,7 @@ from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families import load, weights_fingerprint
 from lmms_textweighted.harness.batches import batches
+from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.generation import asked_aspect_ratio, split_generation_kwargs
 from lmms_textweighted.harness.local import check_local_questions
 from lmms_textweighted.harness.output import check_output_paths
@@ -61,6 +62,7 @@ class LlavaTextweighted(lmms):
             if max_batch_size is not None:
                 logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
             self.settings = Settings.parse(arguments)
+            add_to_cache_key(self.settings.digest(), sys.argv[1:])
             self.accelerator = Accelerator()
             check_joined(self.accelerator)
             watch_others()
@@ -127,6 +129,7 @@ class LlavaTextweighted(lmms):
     def clean(self) -> None:
         """Called by lmms-eval between answering and scoring: let go of the weights and of the trace store."""
         leave_current(self.store)
+        restore_cache_key()
         if hasattr(self, "llava"):
             del self.llava
         super().clean()

@@ -187,7 +187,8 @@ def _options(scorer: Scorer, scorers: Mapping[str, Scorer]) -> tuple[str, dict[s
 
 def _first(error: ValidationError, node: yaml.Node) -> str:
     """The first thing wrong: line, place, what is there, what it should be."""
-    found = error.errors(include_url=False)[0]
+    every = error.errors(include_url=False)
+    found = next((one for one in every if one["type"] == "extra_forbidden"), every[0])  # says why another is missing
     loc = found["loc"]
     where = ".".join(str(part) for part in loc)
     if found["type"] == "extra_forbidden":

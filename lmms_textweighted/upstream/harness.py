@@ -231,6 +231,19 @@ def _cache_key() -> bool:
     return {"max_new_tokens", "temperature", "do_sample", "until"} <= response_cache.CACHE_RELEVANT_KEYS
 
 
+@HARNESS("the response cache's key holds $LMMS_EVAL_GIT_COMMIT, where git finds no commit", "harness.cache_key")
+def _cache_version() -> bool:
+    import os
+    from unittest.mock import patch
+
+    from lmms_eval.caching import response_cache
+    from lmms_eval.utils import get_lmms_eval_cache_version
+
+    with patch.dict(os.environ, {"LMMS_EVAL_GIT_COMMIT": "0.7+ours", "GIT_DIR": os.devnull}):
+        taken = get_lmms_eval_cache_version() == "0.7+ours"
+    return taken and _takes(response_cache.compute_cache_key, "eval_version")
+
+
 @HARNESS("an Exception of the model is printed, a SystemExit passes", "harness.stops")
 def _ends() -> bool:
     from lmms_eval.models import get_model
