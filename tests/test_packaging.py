@@ -246,3 +246,15 @@ def test_the_bug_form_asks_for_the_doctors_words():
     assert [field["validations"]["required"] for field in asked] == [True]
     ids = [field["id"] for field in form["body"]]
     assert len(ids) == len(set(ids))
+
+
+def test_every_folder_with_code_is_in_the_wheel_and_under_the_typer_contract():
+    own = REPOSITORY / "lmms_textweighted"
+    folders = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in own.rglob("__init__.py")}
+    data = {"lmms_textweighted.tasks", "lmms_textweighted.configs"}
+    packages = {name for name in SETTINGS["tool"]["setuptools"]["packages"] if not name.startswith(tuple(data))}
+    assert packages == folders
+    (contract,) = [c for c in SETTINGS["tool"]["importlinter"]["contracts"] if c["name"] == "only cli imports typer"]
+    rooms = {f"lmms_textweighted.{path.stem}" for path in own.iterdir() if path.suffix == ".py" or path.is_dir()}
+    kinds = {"__init__", "__main__", "__pycache__", "cli"}
+    assert set(contract["source_modules"]) == rooms - {f"lmms_textweighted.{name}" for name in kinds}

@@ -22,11 +22,27 @@ from lmms_textweighted.engine.decoder import end_tokens, find_decoder
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
-from lmms_textweighted.engine.prefill import image_ranks
+from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.errors import PlanError
+
+
+def can_share(plan: Plan) -> bool:
+    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never."""
+    return not plan.stages or (
+        len(plan.stages) == 1
+        and plan.positions == "keep"
+        and all(
+            stage.layer >= 0
+            and stage.scored_at == stage.layer
+            and stage.keep_tokens is not None
+            and stage.scorer.keeps_the_best
+            for stage in plan.stages
+        )
+    )
 
 
 @dataclass
@@ -82,29 +98,48 @@ def run_prefix(
         raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
     layouts: list[Layout] = []
     keys: list[str] = []
+    embeddings: list[torch.Tensor | None] = []
     scores: dict[Scorer, torch.Tensor] = {}
 
     def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden = kwargs.get("inputs_embeds")
         hidden = kwargs["input_ids"] if hidden is None else hidden  # a text alone may come as its ids
         prompts = splice.prompts(1) or unknown_text(hidden)
-        layouts.append(find_layout(prompts, hidden.device, text_scope, [question]))
-        image = (layouts[0].image[0] >= 0).nonzero().flatten()
+        layout = find_layout(prompts, hidden.device, text_scope, [question])
+        layouts.append(layout)
         keys.append(prompt_key(prompts.ids[0].tolist()))
+        embeddings.append(hidden[0].float() if hidden.ndim == 3 else None)
+        image, text = positions_of(layout, 0)
         for scorer in scorers:
             if scorer.reads is Rows.NONE:
-                scores[scorer], _ = scorer.score(Seen(image, image[:0], None, keys[0], seed))
+                scores[scorer], _ = scorer.score(seen(scorer, image, text[:0], text))
+
+    def seen(scorer: Scorer, image: torch.Tensor, rows: torch.Tensor, text: torch.Tensor, **more: Any) -> Seen:
+        layout = layouts[0]
+        return Seen(
+            image=image,
+            rows=rows,
+            key=keys[0],
+            seed=seed,
+            sizes=layout.image_sizes[0],
+            text=text,
+            positions=torch.arange(layout.lengths[0], device=image.device),
+            embeddings=embeddings[0] if scorer.needs_embeddings else None,
+            **more,
+        )
 
     def score(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         layout = layouts[0]
         # With device_map the scored layer may live on another device than the input.
-        image = (layout.image[0] >= 0).nonzero().flatten().to(query.device)
-        text = layout.text[0].nonzero().flatten().to(query.device)
+        image, text = (places.to(query.device) for places in positions_of(layout, 0))
         for scorer in scorers:
             if scorer.reads is not Rows.NONE and len(image):
-                rows = text.new_tensor([layout.last(0)]) if scorer.reads is Rows.LAST else text
-                attention = attention_rows(query[0], key[0], rows, layout.valid[0], scaling)
-                found, _ = scorer.score(Seen(image, rows, attention, keys[0], seed))
+                rows = rows_read(scorer.reads, layout, 0, image, text)
+                attention = attention_rows(
+                    query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
+                )
+                flat = key[0].transpose(0, 1).flatten(1).float() if scorer.needs_keys else None
+                found, _ = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
                 scores[scorer] = found.to(layout.image.device)
 
     cache = DynamicCache(config=decoder.config)

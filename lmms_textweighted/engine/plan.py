@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lmms_textweighted.engine.scoring import Scorer
+from lmms_textweighted.engine.scoring import Rows, Scorer
 from lmms_textweighted.errors import PlanError, unknown
 
 DEFAULT_LAYER = 2
@@ -19,6 +19,11 @@ DEFAULT_LAYER = 2
 TEXT_SCOPES = ("after", "all", "question")
 # What a budget counts: the tokens of each image, or of all images of a prompt together.
 KEEP_SCOPES = ("image", "prompt")
+# The rotary positions of what stays: those it had, or 0, 1, … as in a prompt that never had more.
+POSITIONS = ("keep", "renumber")
+# What a share is of: the image tokens before the stage, or those before anything left.
+KEEP_OF = ("current", "original")
+EMBEDDINGS = -1  # the "layer" after which tokens leave before layer 0
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class Stage:
     """One removal.
 
     scorer: gives every image token its score.
-    layer: image tokens leave after this decoder layer.
+    layer: image tokens leave after this decoder layer; -1: before layer 0, for a scorer that reads no attention.
     keep_tokens: how many tokens of each image stay (0 removes them all), or
-    keep_ratio: which share of each image's tokens *before this stage* stays, in (0, 1], rounded down, at least 1.
-    score_layer: the layer whose attention is scored; `layer` itself when None.
+    keep_ratio: which share of each image's tokens stays, in (0, 1], rounded down, at least 1. keep_of: what it is a
+    share of, see KEEP_OF.
+    score_layer: the layer whose attention is scored; `layer` itself when None. `layer + 1` scores what leaves `layer`
+    with the next layer's norm, queries and keys, without running it.
 
     Raises PlanError when the values make no stage.
     """
@@ -39,18 +46,23 @@ class Stage:
     keep_tokens: int | None = None
     keep_ratio: float | None = None
     score_layer: int | None = None
+    keep_of: str = "current"
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorer, Scorer):
             raise PlanError(
                 f"scorer is {self.scorer!r}: give an object of engine.scoring.Scorer, as those in methods.SCORERS"
             )
-        if not _is_int(self.layer) or self.layer < 0:
+        unread = self.scorer.reads is Rows.NONE
+        if not _is_int(self.layer) or self.layer < (EMBEDDINGS if unread else 0):
             raise PlanError(f"pruning layer is {self.layer!r}: give a decoder layer's number, counted from 0")
-        if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer):
+        if self.score_layer is not None and not (_is_int(self.score_layer) and 0 <= self.score_layer <= self.layer + 1):
             raise PlanError(
-                f"score_layer is {self.score_layer!r}: give a layer from 0 to the pruning layer {self.layer}"
+                f"score_layer is {self.score_layer!r}: give a layer from 0 to {self.layer + 1}, the one after the "
+                f"pruning layer"
             )
+        if self.keep_of not in KEEP_OF:
+            raise PlanError(unknown("keep_of", self.keep_of, KEEP_OF))
         if (self.keep_tokens is None) == (self.keep_ratio is None):
             raise PlanError(
                 f"keep_tokens is {self.keep_tokens!r} and keep_ratio is {self.keep_ratio!r}: give exactly one of them"
@@ -65,13 +77,22 @@ class Stage:
         """The layer whose attention is scored."""
         return self.layer if self.score_layer is None else self.score_layer
 
-    def keep(self, image_tokens: int) -> int:
-        """How many of `image_tokens` tokens stay: a share of them, or `keep_tokens`, or all where there are fewer."""
+    @property
+    def scored_ahead(self) -> bool:
+        """Whether the layer after `layer` scores what leaves it."""
+        return self.scored_at > self.layer and self.scorer.reads is not Rows.NONE
+
+    def keep(self, image_tokens: int, original: int | None = None) -> int:
+        """How many of `image_tokens` tokens stay: a share of them, or `keep_tokens`, or all where there are fewer.
+
+        original: how many there were before anything left, for a share of these.
+        """
         if self.keep_tokens is not None:
             return min(image_tokens, self.keep_tokens)
         assert self.keep_ratio is not None
+        whole = image_tokens if self.keep_of == "current" or original is None else original
         # The small addition undoes a product that rounding left just below a whole number, as 0.29 x 100.
-        return min(image_tokens, max(1, math.floor(self.keep_ratio * image_tokens + 1e-9)))
+        return min(image_tokens, max(1, math.floor(self.keep_ratio * whole + 1e-9)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,8 @@ class Plan:
     """A named list of stages, in the order in which the layers run. No stages: nothing is removed.
 
     text_scope: which text tokens vote (TEXT_SCOPES). A scorer of the last row alone (FastV) always reads the prompt's
-    last token. keep_scope: what the stages' budgets count (KEEP_SCOPES).
+    last token. keep_scope: what the stages' budgets count (KEEP_SCOPES). positions: those of what stays (POSITIONS);
+    renumbered, every layer counts on from its own length while decoding.
 
     Raises PlanError for an unknown scope, and when a stage would be scored before the stage in front of it has taken
     effect.
@@ -89,14 +111,17 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     text_scope: str = "after"
     keep_scope: str = "image"
+    positions: str = "keep"
 
     def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise PlanError(unknown("positions", self.positions, POSITIONS))
         if self.text_scope not in TEXT_SCOPES:
             raise PlanError(unknown("text_scope", self.text_scope, TEXT_SCOPES))
         if self.keep_scope not in KEEP_SCOPES:
             raise PlanError(unknown("keep_scope", self.keep_scope, KEEP_SCOPES))
         for before, after in zip(self.stages, self.stages[1:], strict=False):
-            if after.scored_at <= before.layer:
+            if min(after.scored_at, after.layer) <= before.layer:
                 raise PlanError(
                     f"plan {self.name!r}: a stage is scored on layer {after.scored_at}, not above layer "
                     f"{before.layer} of the stage in front of it: order the stages by layer"
@@ -109,6 +134,7 @@ class Plan:
         `keep_tokens` is a mistake. Where it depends on the picture, or the budget is a whole prompt's, `keep_tokens` is
         a limit that a small input may stay below.
         """
+        original = image_tokens
         for stage in self.stages:
             if stage.layer > num_layers - 2:
                 raise PlanError(
@@ -121,7 +147,7 @@ class Plan:
                         f"keep_tokens is {stage.keep_tokens}, but the image has {image_tokens} tokens before layer "
                         f"{stage.layer}: give at most {image_tokens}"
                     )
-                image_tokens = stage.keep(image_tokens)
+                image_tokens = stage.keep(image_tokens, original)
 
     def to_dict(self) -> dict:
         """The plan as plain data, for logs, result files and hashes."""
@@ -129,6 +155,7 @@ class Plan:
             "strategy": self.name,
             "text_scope": self.text_scope,
             "keep_scope": self.keep_scope,
+            **({} if self.positions == "keep" else {"positions": self.positions}),
             "stages": [
                 {
                     "scorer": stage.scorer.name,
@@ -136,6 +163,7 @@ class Plan:
                     "leave_after": stage.layer,
                     "keep_tokens": stage.keep_tokens,
                     "keep_ratio": stage.keep_ratio,
+                    **({} if stage.keep_of == "current" else {"keep_of": stage.keep_of}),
                 }
                 for stage in self.stages
             ],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 
-from lmms_textweighted.engine.cost import DecoderShape
+from lmms_textweighted.engine.cost import DecoderShape, scoring_flops
 from lmms_textweighted.engine.layout import Layout
-from lmms_textweighted.engine.observe import attention_rows
+from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
-from lmms_textweighted.engine.scoring import Rows, Seen, choose_tokens
-from lmms_textweighted.engine.shortened import Shortened, shorten
+from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
+from lmms_textweighted.engine.shortened import Shortened, shorten, take
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
 
 
@@ -25,11 +29,12 @@ class Prefill:
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, shape: DecoderShape, element_size: int, *, keys: Sequence[str], seed: int
+        self, plan: Plan, layout: Layout, decoder: Any, shape: DecoderShape, *, keys: Sequence[str], seed: int
     ) -> None:
-        self.plan, self.layout, self.keys, self.seed = plan, layout, keys, seed
-        self.full_length = layout.valid.shape[1]
+        self.plan, self.layout, self.decoder, self.keys, self.seed = plan, layout, decoder, keys, seed
+        self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
+        element_size = next(decoder.layers.parameters()).element_size()
         self.documents = [
             DocumentTrace(
                 plan=plan,
@@ -42,88 +47,222 @@ class Prefill:
             )
             for length, sizes in zip(layout.lengths, layout.image_sizes, strict=True)
         ]
+        self._embeddings: torch.Tensor | None = None
         # Of each stage: for every row, scores of its image tokens and weights of the rows that were read.
         self._scored: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._seconds: dict[int, float] = defaultdict(float)
 
     def layout_at(self, layer: int) -> Layout:
         """The layout of the sequence that a layer runs on."""
-        shortened = self.shortened[layer]
-        return self.layout if shortened is None else shortened.layout
+        return self._layout_of(self.shortened[layer])
 
     def score(self, place: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Score the plan's stage `place` by its layer's queries and keys, as `observe.observing` hands them out."""
-        stage = self.plan.stages[place]
-        layout = self.layout_at(stage.scored_at)
-        scored = []
-        for row in range(query.shape[0]):
-            # With device_map the scored layer may live on another device than the input.
-            image, text = (places.to(query.device) for places in _positions(layout, row))
-            if len(image):
-                rows = _rows_read(stage, layout, row, text)
-                attention = attention_rows(query[row], key[row], rows, layout.valid[row], scaling)
-                scores, weights = stage.scorer.score(self._seen(row, image, rows, attention))
-            else:
-                scores = weights = query.new_zeros(0, dtype=torch.float32)
-            scored.append((scores.to(layout.image.device), weights.to(layout.image.device)))
-        self._scored[place] = scored
+        self._score(place, self.shortened[self.plan.stages[place].scored_at], query, key, scaling)
 
     def rank(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Note the ranks of a layer's image-to-image attention."""
         layout = self.layout_at(layer)
         for row, document in enumerate(self.documents):
-            image, _ = _positions(layout, row)
+            image, _ = positions_of(layout, row)
             if len(image):
                 document.ranks = image_ranks(query[row], key[row], image, layout.valid[row], scaling)
 
-    def enter(self, layer: int) -> tuple[Shortened | None, torch.Tensor | None]:
-        """The sequence that `layer` runs on, None for the whole one, after the stages between it and the layer below.
+    def enter(self, layer: int, module: Any, hidden: torch.Tensor, kwargs: dict) -> torch.Tensor:
+        """The hidden states that `layer` runs on, after the stage between it and the layer below.
 
-        Also which positions of the layer below's sequence stay, [B, L]; None where all do.
+        hidden: [B, S, W] of the layer below's sequence. module, kwargs: the layer and its arguments, as the model made
+        them for the whole sequence. The sequence itself then stands in `shortened[layer]`.
         """
-        current, inner = self.shortened[layer - 1], None
+        if layer == 0 and any(stage.scorer.needs_embeddings for stage in self.plan.stages):
+            self._embeddings = hidden
+        current = self.shortened[layer - 1] if layer else None
         for place, stage in enumerate(self.plan.stages):
             if stage.layer == layer - 1:
-                removed = self._remove(place, stage, current)
-                if removed is not None:
-                    current, inner = removed, removed.inner
+                if stage.scored_ahead:
+                    self._score_ahead(place, current, module, hidden, kwargs)
+                current, hidden = self._remove(place, stage, current, hidden)
+                break
         self.shortened[layer] = current
         if current is not None:
             for row, document in enumerate(self.documents):
                 document.lengths[layer] = current.layout.lengths[row]
                 document.image_lengths[layer] = sum(current.layout.image_sizes[row])
-        return current, inner
+        return hidden
 
-    def _remove(self, place: int, stage: Stage, previous: Shortened | None) -> Shortened | None:
-        """Choose the tokens that stay after `stage` and note why. None when all of them do."""
-        layout = self.layout if previous is None else previous.layout
+    def _layout_of(self, shortened: Shortened | None) -> Layout:
+        return self.layout if shortened is None else shortened.layout
+
+    def _score(
+        self, place: int, current: Shortened | None, query: torch.Tensor, key: torch.Tensor, scaling: float
+    ) -> None:
+        began = time.perf_counter()
+        stage, layout = self.plan.stages[place], self._layout_of(current)
+        scored = []
+        for row in range(query.shape[0]):
+            # With device_map the scored layer may live on another device than the input.
+            image, text = (places.to(query.device) for places in positions_of(layout, row))
+            if len(image):
+                rows = rows_read(stage.scorer.reads, layout, row, image, text)
+                attention = attention_rows(
+                    query[row], key[row], rows, layout.valid[row], scaling, mean_over_heads=not stage.scorer.per_head
+                )
+                seen = self._seen(stage.scorer, current, row, image, rows, text, attention, key[row])
+                scores, weights = stage.scorer.score(seen)
+            else:
+                scores = weights = query.new_zeros(0, dtype=torch.float32)
+            scored.append((scores.to(layout.image.device), weights.to(layout.image.device)))
+        self._scored[place] = scored
+        self._seconds[place] += time.perf_counter() - began
+
+    def _score_ahead(
+        self, place: int, current: Shortened | None, module: Any, hidden: torch.Tensor, kwargs: dict
+    ) -> None:
+        """Score a stage with the norm, queries and keys of a layer that has not run yet."""
+        phases = kwargs["position_embeddings"] if current is None else current.phases(hidden, kwargs)
+
+        def take_them(query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+            self._score(place, current, query, key, scaling)
+            raise _Scored
+
+        with observing(module.self_attn, take_them), suppress(_Scored):
+            # The attention itself never runs: the observer is asked first.
+            module.self_attn(
+                hidden_states=module.input_layernorm(hidden), position_embeddings=phases, attention_mask=None
+            )
+
+    def _remove(
+        self, place: int, stage: Stage, previous: Shortened | None, hidden: torch.Tensor
+    ) -> tuple[Shortened | None, torch.Tensor]:
+        """Choose the tokens that stay after `stage` and note why: (the sequence from here on, its hidden states)."""
+        began = time.perf_counter()
+        layout = self._layout_of(previous)
         stays = layout.valid & (layout.image < 0)
-        sizes = []
+        order = torch.arange(stays.shape[1], device=stays.device).repeat(len(stays), 1)
+        sizes, merged, reordered = [], [], False
         for row, document in enumerate(self.documents):
-            image, text = _positions(layout, row)
+            image, text = positions_of(layout, row)
             if stage.scorer.reads is Rows.NONE:
-                scores, weights = stage.scorer.score(self._seen(row, image, text[:0]))
+                scores, weights = stage.scorer.score(self._seen(stage.scorer, previous, row, image, text[:0], text))
             else:
                 scores, weights = self._scored[place][row]
-            places, kept_sizes = choose_tokens(scores, layout.image_sizes[row], stage.keep, self.plan.keep_scope)
-            chosen = image[places]
+            choice = self._choose(stage, layout, row, image, text, scores, weights, hidden)
+            chosen = image[choice.kept]
             stays[row, chosen] = True
-            sizes.append(kept_sizes)
-            offset = self.layout.starts[row]
-            original = torch.arange(self.full_length, device=stays.device) if previous is None else previous.index[row]
-            document.stages.append(
-                StageTrace(
-                    layer=stage.layer,
-                    kept=original[chosen] - offset,
-                    candidates=original[image] - offset,
-                    scores=scores,
-                    text=original[_rows_read(stage, layout, row, text if len(image) else text[:0])] - offset,
-                    text_weights=weights,
-                )
-            )
-        return None if tuple(sizes) == layout.image_sizes else shorten(layout, stays, tuple(sizes), previous)
+            if not stage.scorer.keeps_the_best:
+                order[row, chosen] = chosen.sort().values
+                reordered = reordered or bool((chosen.diff() < 0).any())
+            sizes.append(choice.sizes)
+            merged += [(row, chosen[part.slot], part.vector) for part in choice.merged]
+            document.stages.append(self._trace(stage, previous, row, image, text, scores, weights, choice))
+        seconds = self._seconds.pop(place, 0.0) + time.perf_counter() - began
+        for document in self.documents:
+            document.stages[-1].seconds = seconds
+        if tuple(sizes) == layout.image_sizes and not merged and not reordered:
+            return previous, hidden
+        renumber = self.decoder.rotary_emb if self.plan.positions == "renumber" else None
+        current = shorten(layout, stays, tuple(sizes), previous, order=order, renumber=renumber)
+        hidden = take(hidden, current.inner)
+        for row, token, vector in merged:
+            hidden[row, (current.inner[row] == token) & current.present[row]] = vector.to(hidden)
+        return current, hidden
 
-    def _seen(self, row: int, image: torch.Tensor, rows: torch.Tensor, attention: torch.Tensor | None = None) -> Seen:
-        return Seen(image, rows, attention, self.keys[row] if self.keys else "", self.seed)
+    def _choose(
+        self,
+        stage: Stage,
+        layout: Layout,
+        row: int,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        scores: torch.Tensor,
+        weights: torch.Tensor,
+        hidden: torch.Tensor,
+    ) -> Choice:
+        if not len(image):
+            return Choice(image, layout.image_sizes[row])
+        original = self.layout.image_sizes[row]
+        # How many stay is asked of each image in turn, or of all together.
+        each = iter([sum(original)] if self.plan.keep_scope == "prompt" else original)
+        return stage.scorer.choose(
+            Leaving(
+                image=image,
+                sizes=layout.image_sizes[row],
+                text=text,
+                scores=scores,
+                weights=weights,
+                hidden=hidden[row],
+                norm=self.decoder.norm,
+                keep=lambda size: stage.keep(size, next(each, None)),
+                keep_scope=self.plan.keep_scope,
+                original_sizes=original,
+            )
+        )
+
+    def _trace(
+        self,
+        stage: Stage,
+        previous: Shortened | None,
+        row: int,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        scores: torch.Tensor,
+        weights: torch.Tensor,
+        choice: Choice,
+    ) -> StageTrace:
+        layout, offset = self._layout_of(previous), self.layout.starts[row]
+        places = torch.arange(self.full_length, device=image.device) if previous is None else previous.index[row]
+        original = places - offset
+        rows = rows_read(stage.scorer.reads, layout, row, image, text if len(image) else text[:0])
+        kept = original[image[choice.kept]]
+        return StageTrace(
+            layer=stage.layer,
+            kept=kept,
+            candidates=original[image],
+            scores=scores,
+            text=original[rows],
+            text_weights=weights,
+            sources={int(kept[part.slot]): original[image[part.sources]].tolist() for part in choice.merged},
+            flops=scoring_flops(self.shape, len(rows), layout.lengths[row], projected=stage.scored_ahead),
+        )
+
+    def _seen(
+        self,
+        scorer: Scorer,
+        current: Shortened | None,
+        row: int,
+        image: torch.Tensor,
+        rows: torch.Tensor,
+        text: torch.Tensor,
+        attention: torch.Tensor | None = None,
+        key: torch.Tensor | None = None,
+    ) -> Seen:
+        layout, device = self._layout_of(current), image.device
+        if current is None:
+            positions = torch.arange(self.full_length, device=device) - self.layout.starts[row]
+        elif current.renumber is not None:
+            positions = current.positions[row].to(device)
+        else:
+            positions = current.index[row].to(device) - self.layout.starts[row]
+        embeddings = None
+        if scorer.needs_embeddings and self._embeddings is not None:
+            embeddings = self._embeddings[row].to(device).float()
+            embeddings = embeddings if current is None else embeddings[current.index[row].to(device)]
+        return Seen(
+            image=image,
+            rows=rows,
+            attention=attention,
+            key=self.keys[row] if self.keys else "",
+            seed=self.seed,
+            sizes=layout.image_sizes[row],
+            text=text,
+            positions=positions.clamp(min=0),
+            keys=key.transpose(0, 1).flatten(1).float() if scorer.needs_keys and key is not None else None,
+            embeddings=embeddings,
+        )
+
+
+class _Scored(Exception):
+    """What was wanted of a layer's attention is there: it need not run."""
 
 
 def image_ranks(
@@ -138,19 +277,25 @@ def image_ranks(
     return attention_ranks(rows[:, :, image])
 
 
-def _positions(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of a row's image tokens and of its text tokens, ascending, without asking the device how many."""
+def positions_of(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of a row's image tokens and of its voting text tokens, ascending; the device is not asked how many."""
     return (
         _first(layout.image[row] >= 0, sum(layout.image_sizes[row])),
         _first(layout.text[row], layout.text_lengths[row]),
     )
 
 
-def _rows_read(stage: Stage, layout: Layout, row: int, text: torch.Tensor) -> torch.Tensor:
-    """The text positions whose attention rows the stage's scorer reads."""
-    if stage.scorer.reads is Rows.NONE or not len(text):
+def rows_read(reads: Rows, layout: Layout, row: int, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """The positions whose attention rows a scorer reads: none in a row without voting text."""
+    if reads is Rows.NONE or not len(text):
         return text[:0]
-    return text.new_tensor([layout.last(row)]) if stage.scorer.reads is Rows.LAST else text
+    if reads is Rows.LAST:
+        return text.new_tensor([layout.last(row)])
+    if reads is Rows.IMAGE:
+        return image
+    if reads is Rows.ALL:
+        return torch.arange(layout.starts[row], layout.last(row) + 1, device=text.device)
+    return text
 
 
 def _first(mask: torch.Tensor, count: int) -> torch.Tensor:

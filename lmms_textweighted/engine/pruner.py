@@ -26,7 +26,6 @@ from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.prefill import Prefill
 from lmms_textweighted.engine.scoring import Rows, prompt_key
-from lmms_textweighted.engine.shortened import take
 from lmms_textweighted.engine.splice import Splice, removed_at_end
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.errors import PlanError
@@ -113,11 +112,12 @@ class _Session:
         hook = self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
         stack.enter_context(removed_at_end(hook))
         for number, layer in enumerate(self.layers):
-            if any(number > stage.layer for stage in self.plan.stages):
+            embeddings = number == 0 and any(stage.scorer.needs_embeddings for stage in self.plan.stages)
+            if embeddings or any(number > stage.layer for stage in self.plan.stages):
                 hook = layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True)
                 stack.enter_context(removed_at_end(hook))
         for place, stage in enumerate(self.plan.stages):
-            if stage.scorer.reads is not Rows.NONE:
+            if stage.scorer.reads is not Rows.NONE and not stage.scored_ahead:
                 self._observe(stack, stage.scored_at, partial(Prefill.score, place=place))
         if self.ranks:
             last = len(self.layers) - 1
@@ -165,8 +165,7 @@ class _Session:
         if self.splice.tokens_per_image is not None and self.plan.keep_scope == "image":
             for size in {size for sizes in layout.image_sizes for size in sizes}:
                 self.plan.check(len(self.layers), size)
-        element_size = next(self.layers.parameters()).element_size()
-        return Prefill(self.plan, layout, self.shape, element_size, keys=self._keys(prompts), seed=self.seed)
+        return Prefill(self.plan, layout, self.decoder, self.shape, keys=self._keys(prompts), seed=self.seed)
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:
         if not any(stage.scorer.reads is Rows.NONE for stage in self.plan.stages):
@@ -182,17 +181,24 @@ class _Session:
         if prefill is None:
             return args, kwargs
         kernel, dtype = self.decoder.config._attn_implementation, next(self.layers.parameters()).dtype
+        hidden = args[0] if args else kwargs["hidden_states"]
         if not self.prefilling:
             shortened = prefill.shortened[number]
             if shortened is not None:
-                kwargs["attention_mask"] = shortened.decoding_mask(kwargs, prefill.full_length, kernel, dtype)
+                shortened.step_phases(hidden, kwargs)
+                kwargs["attention_mask"] = (
+                    shortened.own_decoding_mask(
+                        given_cache(kwargs).get_seq_length(number), hidden.shape[1], kernel, dtype
+                    )
+                    if prefill.shortened[0] is not None  # the given mask is sized by layer 0's cache
+                    else shortened.decoding_mask(kwargs, prefill.full_length, kernel, dtype)
+                )
             return args, kwargs
-        hidden = args[0] if args else kwargs.pop("hidden_states")
-        shortened, inner = prefill.enter(number)
+        kwargs.pop("hidden_states", None)
+        hidden = prefill.enter(number, module, hidden, kwargs)
+        shortened = prefill.shortened[number]
         if shortened is not None:
-            if inner is not None:
-                hidden = take(hidden, inner)
-            shortened.fill(kwargs, kernel, dtype)
+            shortened.fill(hidden, kwargs, kernel, dtype)
         return (hidden, *args[1:]), kwargs
 
 

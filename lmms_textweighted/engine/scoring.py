@@ -9,25 +9,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 
 
 class Rows(Enum):
-    """The attention rows that a scorer reads: none, the prompt's last one, or those of all text tokens that vote."""
+    """The attention rows that a scorer reads: none, the prompt's last one, those of all text tokens that vote, those of
+    the image tokens, or all. (With all, the block that is read is quadratic in the prompt's length.)"""
 
     NONE = "none"
     LAST = "last"
     TEXT = "text"
+    IMAGE = "image"
+    ALL = "all"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a scorer is given of one prompt, at the layer that is scored.
+    """What a scorer is given of one prompt, at the layer that is scored. Positions count in the sequence of that layer.
 
-    attention: [R, S], the rows that the scorer reads, mean over the heads: rows are queries, causal, each sums to 1.
-    None where it reads none. rows: [R] positions of these rows, in order. image: [I] positions of the image tokens that
-    are scored, in order. key, seed: what names the prompt and the run, for a choice by chance.
+    image: [I] positions of the image tokens that are scored, in order. sizes: how many of them are of each image.
+    text: [T] positions of the text tokens that vote. rows: [R] positions of the rows that are read, in order.
+    attention: [R, S], these rows' attention, mean over the heads: rows are queries, causal, each sums to 1; [H, R, S]
+    for a scorer that is `per_head`, None where no row is read. positions: [S] rotary positions. keys: [S, G x D] keys
+    after RoPE, heads side by side, for a scorer that `needs_keys`. embeddings: [S, W] what entered layer 0, for one
+    that `needs_embeddings`. All float32. key, seed: what names the prompt and the run, for a choice by chance.
     """
 
     image: torch.Tensor
@@ -35,21 +42,82 @@ class Seen:
     attention: torch.Tensor | None = None
     key: str = ""
     seed: int = 0
+    sizes: tuple[int, ...] = ()
+    text: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What a scorer chooses from when tokens leave. Positions count in the sequence that the stage's layer ran on.
+
+    image, sizes, text: as in `Seen`. scores: [I], weights: what `Scorer.score` gave. hidden: [S, W], what the stage's
+    layer put out. norm: the decoder's final norm. keep: number of image tokens -> how many of them stay, to be asked
+    once for each image in order, or with `keep_scope="prompt"` once for all together. original_sizes: of each image
+    before anything left.
+    """
+
+    image: torch.Tensor
+    sizes: tuple[int, ...]
+    text: torch.Tensor
+    scores: torch.Tensor
+    weights: torch.Tensor
+    hidden: torch.Tensor
+    norm: Callable[[torch.Tensor], torch.Tensor]
+    keep: Callable[[int], int]
+    keep_scope: str
+    original_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A new vector in the place of a token that stays. slot: which of `Choice.kept`. vector: [W]. sources: indices into
+    the image tokens that went into it, the slot's own first."""
+
+    slot: int
+    vector: torch.Tensor
+    sources: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which image tokens stay. kept: [K] indices into the image tokens, image by image, in the order in which they
+    stand afterwards. sizes: how many stay of each image, K in all. merged: those that get a new vector."""
+
+    kept: torch.Tensor
+    sizes: tuple[int, ...]
+    merged: tuple[Merged, ...] = ()
 
 
 class Scorer(ABC):
     """Gives every image token of one prompt a score; those with the highest stay. To be held by a `plan.Stage`.
 
-    name: what logs, results and errors call it. reads: the rows that it needs. An instance is used for many prompts, so
-    it keeps nothing of them; two scorers that are equal (`==`) are taken for one and run once.
+    name: what logs, results and errors call it. reads: the rows that it needs. per_head, needs_keys, needs_embeddings:
+    what else of `Seen` it needs. An instance is used for many prompts, so it keeps nothing of them; two scorers that
+    are equal (`==`) are taken for one and run once. One that does not just keep the best overrides `choose`.
     """
 
     name: str
     reads: Rows = Rows.TEXT
+    per_head: ClassVar[bool] = False
+    needs_keys: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         """(scores [I], weights of the rows [R]; empty where none are read), float32, on the device of `seen.image`."""
+
+    def choose(self, leaving: Leaving) -> Choice:
+        """The tokens with the highest scores, in their order; of equal scores, the earlier one's."""
+        kept, sizes = choose_tokens(leaving.scores, leaving.sizes, leaving.keep, leaving.keep_scope)
+        return Choice(kept, sizes)
+
+    @property
+    def keeps_the_best(self) -> bool:
+        """Whether scores alone decide, so that many budgets can share them."""
+        return type(self).choose is Scorer.choose
 
 
 @dataclass(frozen=True)

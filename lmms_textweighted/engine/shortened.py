@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lmms_textweighted.engine.caches import given_cache
 from lmms_textweighted.engine.layout import Layout
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
+from lmms_textweighted.errors import PlanError
 
 
 @dataclass
@@ -25,24 +28,70 @@ class Shortened:
     layout: Layout
     even: bool  # every row is present throughout
     position_ids: torch.Tensor
+    # For renumbered positions: (hidden states, positions) -> rotary phases, the decoder's own.
+    removed: torch.Tensor  # [B], how many tokens each row has lost
+    renumber: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None
     rotary: tuple[torch.Tensor, ...] | None = None
     mask: torch.Tensor | None = None
     mask_made: bool = False
+    _step: tuple[Any, tuple[torch.Tensor, ...]] | None = None
 
-    def fill(self, kwargs: dict, implementation: str, dtype: torch.dtype) -> None:
-        """Replace a layer's arguments by those of the shorter sequence; they are made once for all its layers."""
+    @property
+    def positions(self) -> torch.Tensor:
+        """Rotary positions [B, L] where they are renumbered: 0 at a row's first token."""
+        starts = torch.tensor(self.layout.starts, device=self.index.device)
+        return (torch.arange(self.index.shape[1], device=self.index.device) - starts[:, None]).clamp(min=0)
+
+    def phases(self, hidden: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
+        """The rotary phases of this sequence, made once. kwargs: a layer's arguments for the whole sequence."""
         if self.rotary is None:
             rows = self.index.shape[0]
-            self.rotary = tuple(take(part.expand(rows, -1, -1), self.index) for part in kwargs["position_embeddings"])
+            self.rotary = (
+                tuple(take(part.expand(rows, -1, -1), self.index) for part in kwargs["position_embeddings"])
+                if self.renumber is None
+                else tuple(self.renumber(hidden, self.positions))
+            )
+        return self.rotary
+
+    def fill(self, hidden: torch.Tensor, kwargs: dict, implementation: str, dtype: torch.dtype) -> None:
+        """Replace a layer's arguments by those of the shorter sequence; they are made once for all its layers."""
+        rotary = self.phases(hidden, kwargs)
         if not self.mask_made:
             whole = kwargs.get("attention_mask") is None and self.even
             self.mask = None if whole else prefill_mask(self.present, implementation, dtype)
             self.mask_made = True
-        kwargs["position_embeddings"] = self.rotary
+        kwargs["position_embeddings"] = rotary
         kwargs["attention_mask"] = self.mask
         if kwargs.get("position_ids") is not None:
             # Without gaps: flash attention reads gaps as packed sequences. The rotary phases are already chosen.
             kwargs["position_ids"] = self.position_ids
+
+    def step_phases(self, hidden: torch.Tensor, kwargs: dict) -> None:
+        """Replace a decoding step's rotary phases where positions are renumbered: the layer counts on from its length.
+
+        Raises PlanError where the model does not tell its layers the step's position.
+        """
+        if self.renumber is None:
+            return
+        given = kwargs["position_embeddings"]
+        if self._step is None or self._step[0] is not given:
+            positions = kwargs.get("position_ids")
+            if positions is None:
+                raise PlanError("positions=renumber: this decoder does not tell its layers a step's position")
+            self._step = (given, tuple(self.renumber(hidden, positions - self.removed[:, None])))
+        kwargs["position_embeddings"] = self._step[1]
+
+    def own_decoding_mask(self, cached: int, new: int, implementation: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """The mask of `new` tokens over these layers' cache of `cached` tokens, where the given one cannot be used."""
+        rows, behind = self.present.shape[0], cached - self.present.shape[1] + new
+        if self.even and new == 1:
+            return None
+        seen = torch.cat([self.present, self.present.new_ones(rows, behind)], dim=1)
+        mask = decoding_mask(seen, implementation, dtype)
+        if new == 1 or "flash" in implementation:
+            return mask
+        hidden = torch.ones(new, cached + new, dtype=torch.bool, device=seen.device).triu(cached + 1)
+        return _hide(mask.expand(-1, -1, new, -1), hidden)
 
     def decoding_mask(
         self, kwargs: dict, full_length: int, implementation: str, dtype: torch.dtype
@@ -69,18 +118,26 @@ class Shortened:
 
 
 def shorten(
-    layout: Layout, stays: torch.Tensor, sizes: tuple[tuple[int, ...], ...], previous: Shortened | None
+    layout: Layout,
+    stays: torch.Tensor,
+    sizes: tuple[tuple[int, ...], ...],
+    previous: Shortened | None,
+    *,
+    order: torch.Tensor | None = None,
+    renumber: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None,
 ) -> Shortened:
     """The tokens `stays` (bool [B, S]) of the sequence `layout`, in order. sizes: what is left of each row's images.
 
-    previous: the shortened sequence that `layout` is of; None for the original one.
+    previous: the shortened sequence that `layout` is of; None for the original one. order: int [B, S], for each token
+    that stays the place whose turn it takes; by default its own. renumber: see `Shortened`.
     """
     counts = [
         length - sum(old) + sum(new) for length, old, new in zip(layout.lengths, layout.image_sizes, sizes, strict=True)
     ]
     longest = max(counts)
     # A stable sort puts what leaves in front, in order; the last `longest` columns hold all that stays.
-    inner = stays.int().argsort(dim=1, stable=True)[:, -longest:]
+    places = stays.int() if order is None else (order + 1) * stays
+    inner = places.argsort(dim=1, stable=True)[:, -longest:]
     index = inner if previous is None else previous.index.gather(1, inner)
     present = stays.gather(1, inner)
     return Shortened(
@@ -90,6 +147,9 @@ def shorten(
         layout=layout.select(inner, present, sizes),
         even=min(counts) == longest,
         position_ids=torch.arange(longest, device=inner.device).expand(len(counts), -1),
+        removed=layout.image.new_tensor([old - new for old, new in zip(layout.lengths, counts, strict=True)])
+        + (0 if previous is None else previous.removed),
+        renumber=renumber,
     )
 
 

@@ -16,8 +16,10 @@ class StageTrace:
     """One stage of one document. Positions are those of the original, unpadded prompt.
 
     kept: image tokens that stay. candidates: image tokens that were scored. scores: float32, one a candidate.
-    text: text tokens whose rows were read, as the plan's text_scope says. text_weights: float32, one a text token
-    (empty for `random`).
+    text: tokens whose rows were read: text tokens as the plan's text_scope says, or what else the scorer reads.
+    text_weights: float32, one a row (empty where none is read). sources: for each kept token that was merged, the
+    tokens that went in, its own first. flops: of the scores; see `cost.scoring_flops`. seconds: that scoring and
+    choosing took on the host, of the whole batch.
     """
 
     layer: int
@@ -26,6 +28,9 @@ class StageTrace:
     scores: torch.Tensor
     text: torch.Tensor
     text_weights: torch.Tensor
+    sources: dict[int, list[int]] = field(default_factory=dict)
+    flops: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -67,6 +72,16 @@ class DocumentTrace:
         return prefill_flops(self.shape, self.lengths)
 
     @property
+    def selection_flops(self) -> int:
+        """FLOPs of the selection itself, in no other figure here."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def selection_seconds(self) -> float:
+        """Seconds that the selection took on the host, for the whole batch that the document was in."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
     def flops_ratio(self) -> float:
         """`flops` over those of the same prompt unpruned."""
         return self.flops / prefill_flops(self.shape, [self.full_length] * self.shape.layers)
@@ -89,6 +104,7 @@ class DocumentTrace:
             "kept_ratio": self.kept_ratio,
             "equivalent_tokens": self.equivalent_tokens,
             "flops_ratio": self.flops_ratio,
+            "selection_flops_ratio": self.selection_flops / prefill_flops(self.shape, self.lengths),
             "kv_bytes": self.kv_bytes,
             "kv_ratio": self.kv_ratio,
             "lengths": list(self.lengths),

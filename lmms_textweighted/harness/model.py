@@ -228,7 +228,11 @@ class LlavaTextweighted(lmms):
 
     def _result(self, answer: Answer, figures: dict[str, Any]) -> GenerationResult:
         settings = {**self.run_settings, "image_aspect_ratio": answer.image_aspect_ratio}
-        took = {"prefill_seconds": answer.timing.prefill, "batch_rows": answer.timing.rows}
+        took = {
+            "prefill_seconds": answer.timing.prefill,
+            "selection_seconds": answer.trace.selection_seconds,
+            "batch_rows": answer.timing.rows,
+        }
         pruning = {**figures, **took, "settings": settings}
         counts = PrunedTokenCounts(
             input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning

@@ -48,6 +48,11 @@ def run(model: Any, padded: Any = False, **arguments: Any) -> Any:
         return model(input_ids=torch.arange(6).view(2, 3), attention_mask=mask, **arguments)
 
 
+def cache_name(model: Any) -> str:
+    """The name under which a decoder takes its KV cache."""
+    return _NEW if _NEW in inspect.signature(model.forward).parameters else _OLD
+
+
 def layer_arguments(model: Any, padded: bool = False, place: int = 0, stop: bool = False) -> tuple[tuple, dict]:
     """(positional, keyword) arguments that a layer is called with."""
     caught: list[tuple[tuple, dict]] = []
@@ -148,6 +153,42 @@ def _rotary() -> bool:
 
 
 @ATTENTION(
+    "layer.input_layernorm, and layer.self_attn(hidden_states=, position_embeddings=, attention_mask=) without a cache",
+    "engine.prefill",
+)
+def _ahead() -> bool:
+    import torch
+
+    layer, hidden = decoder().layers[1], torch.zeros(2, 3, 32)
+    phases = decoder().rotary_emb(hidden, torch.arange(3).expand(2, -1))
+    with torch.inference_mode():
+        output = layer.self_attn(
+            hidden_states=layer.input_layernorm(hidden), position_embeddings=phases, attention_mask=None
+        )
+    return output[0].shape == hidden.shape
+
+
+@ATTENTION("a decoding step's layers are given its absolute position as position_ids", "engine.shortened")
+def _step_position() -> bool:
+    import torch
+    from transformers import DynamicCache
+
+    model = decoder()
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(input_ids=torch.arange(3)[None], **{cache_name(model): cache}, use_cache=True)
+        caught: list[dict] = []
+        hook = model.layers[1].register_forward_pre_hook(
+            lambda module, args, kwargs: caught.append(kwargs), with_kwargs=True
+        )
+        try:
+            model(input_ids=torch.tensor([[4]]), **{cache_name(model): cache}, use_cache=True)
+        finally:
+            hook.remove()
+    return caught[0]["position_ids"].tolist() == [[3]]
+
+
+@ATTENTION(
     "a layer's arguments: hidden_states first; position_embeddings, attention_mask and position_ids by keyword",
     "engine.pruner, engine.shortened",
 )
@@ -228,7 +269,7 @@ def _cache_name() -> bool:
     from transformers import DynamicCache
 
     model = decoder()
-    name = _NEW if _NEW in inspect.signature(model.forward).parameters else _OLD
+    name = cache_name(model)
     cache = DynamicCache(config=model.config)
     output = run(model, **{"use_cache": True, name: cache})
     return getattr(output, name) is cache and cache.get_seq_length() == 3
