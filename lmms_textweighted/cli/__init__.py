@@ -15,6 +15,7 @@ from lmms_textweighted.cli.compare import compare
 from lmms_textweighted.cli.doctor import doctor
 from lmms_textweighted.cli.files import config, convert, export_scienceqa, tasks_path
 from lmms_textweighted.cli.leaderboard import leaderboard
+from lmms_textweighted.cli.methods import methods
 from lmms_textweighted.cli.regress import regress
 from lmms_textweighted.cli.sweep import sweep
 from lmms_textweighted.errors import TextweightedError
@@ -32,6 +33,7 @@ app.command("sweep")(sweep)
 app.command("leaderboard")(leaderboard)
 app.command("compare")(compare)
 app.command("regress")(regress)
+app.command("methods")(methods)
 app.command("doctor")(doctor)
 app.command("convert")(convert)
 app.command("config")(config)

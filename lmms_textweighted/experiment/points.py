@@ -79,7 +79,7 @@ def make_points(
         if any(point.strategy == method.name for point in points):
             raise PlanError(f"strategies names {method.name!r} twice: give each method a name of its own")
         layer = pruning_layer if method.layer is None else None
-        for budget in budgets if method.removes else (None,):
+        for budget in budgets if method.takes_budget else (None,):
             plan = method.plan(pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope)
             points.append(Point(method.name, budget, plan))
     return points

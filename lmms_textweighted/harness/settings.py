@@ -21,11 +21,12 @@ class Settings:
     """Everything `--model_args` can say, with its defaults.
 
     pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`. keep_tokens,
-    keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope: see `plan.Plan`.
-    conv_template: a name in `prompts.TEMPLATES`; None suits the checkpoint. loader, vision_tower, image_aspect_ratio:
-    see `families.LoadOptions`; a stated image_aspect_ratio goes before a task's. seed: of the `random` strategy. ranks:
-    measure the last layer's ranks for every task (the rank tasks ask for them themselves). system_length, image_length:
-    checked against every input. The rest: see `families.LoadOptions`.
+    keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope, positions: see
+    `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None suits the
+    checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes
+    before a task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every task (the rank
+    tasks ask for them themselves). system_length, image_length: checked against every input. The rest: see
+    `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT
@@ -37,6 +38,7 @@ class Settings:
     flops_ratio: float | None = None
     text_scope: str = "after"
     keep_scope: str = "image"
+    positions: str | None = None
     conv_template: str | None = None
     loader: str = "auto"
     vision_tower: str | None = None
@@ -87,6 +89,7 @@ class Settings:
             pruning_layer=self.pruning_layer,
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
+            positions=self.positions,
         )
 
     def check(self, geometry: Geometry) -> None:
@@ -127,7 +130,7 @@ class Settings:
         A plan of a file, and a method of one's own, is also told by its file's digest.
         """
         data = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("strategy", "pruning_layer", *BUDGETS):
+        for key in ("strategy", "pruning_layer", "positions", *BUDGETS):
             data.pop(key, None)
         digest = self.digest()
         named = {} if digest is None else {"strategy_digest": digest}

@@ -105,6 +105,7 @@ def make_plan(
     flops_ratio: float | None = None,
     text_scope: str = "after",
     keep_scope: str = "image",
+    positions: str | None = None,
     geometry: Geometry | None = None,
 ) -> Plan:
     """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`; `geometry_of` in
@@ -120,6 +121,7 @@ def make_plan(
         flops_ratio=flops_ratio,
         text_scope=text_scope,
         keep_scope=keep_scope,
+        positions=positions,
         geometry=geometry,
     )
 

@@ -26,7 +26,8 @@ class Method(ABC):
 
     name: what command lines and results call it. label: what pictures and tables call it. source: paper, authors, year
     and arXiv number. removes: False where nothing ever leaves. takes_budget: False where the name says it all (`none`,
-    presets, plans from a file). layer: the pruning layer that the name itself fixes.
+    presets, plans from a file). layer: the pruning layer that the name itself fixes. default_positions: what becomes of
+    the positions of what stays, see `Plan`, as its authors have it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Method(ABC):
     removes: ClassVar[bool] = True
     takes_budget: ClassVar[bool] = True
     layer: int | None = None
+    default_positions: str = "keep"
 
     @abstractmethod
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
@@ -78,6 +80,7 @@ class Method(ABC):
         flops_ratio: float | None = None,
         text_scope: str = "after",
         keep_scope: str = "image",
+        positions: str | None = None,
         geometry: Geometry | None = None,
     ) -> Plan:
         """The plan for a budget, of which at most one is given: see `budget.Budget`. The rest: see `solve`."""
@@ -88,7 +91,14 @@ class Method(ABC):
             "flops_ratio": flops_ratio,
         }
         budget = Budget.of(**given) if any(value is not None for value in given.values()) else None
-        return self.solve(budget, geometry, pruning_layer=pruning_layer, text_scope=text_scope, keep_scope=keep_scope)
+        return self.solve(
+            budget,
+            geometry,
+            pruning_layer=pruning_layer,
+            text_scope=text_scope,
+            keep_scope=keep_scope,
+            positions=positions,
+        )
 
     def solve(
         self,
@@ -98,8 +108,9 @@ class Method(ABC):
         pruning_layer: int | None = None,
         text_scope: str = "after",
         keep_scope: str = "image",
+        positions: str | None = None,
     ) -> Plan:
-        """The plan for a budget on a model. text_scope, keep_scope: see `Plan`.
+        """The plan for a budget on a model. text_scope, keep_scope, positions: see `Plan`; positions None: its own.
 
         Without a budget, 192 tokens of each image stay; without `pruning_layer`, they leave after layer 2, or where the
         method says. geometry: what the budget is solved for; LLaVA-1.5-7B's where it is not given, which only plans of
@@ -120,13 +131,15 @@ class Method(ABC):
             stages = method.solved(budget, geometry, layer)
         else:
             stages = method.stages(layer, budget.keep_tokens, budget.keep_ratio)
-        return Plan(self.name, stages, text_scope, keep_scope)
+        return Plan(self.name, stages, text_scope, keep_scope, positions or self.default_positions)
 
     @property
     def is_text_guided(self) -> bool:
-        """Whether what stays depends on the text: some scorer reads rows that are not the image's alone."""
-        stages = self.solve(Budget(keep_ratio=0.5)).stages
-        return any(stage.scorer.reads in (Rows.LAST, Rows.TEXT) for stage in stages)
+        """Whether what stays depends on the text: some scorer reads rows that are not the image's alone.
+
+        Overridden where a scorer reads rows, and then does not use them.
+        """
+        return any(stage.scorer.reads in (Rows.LAST, Rows.TEXT, Rows.ALL) for stage in self.solve().stages)
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ class OneStage(Method):
     source: str
     scorer: Scorer
     layer: int | None = None
+    default_positions: str = "keep"
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         return (Stage(self.scorer, layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio),)

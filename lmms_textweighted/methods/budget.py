@@ -146,7 +146,7 @@ def image_lengths(plan: Plan, layers: int, image_tokens: int) -> list[int]:
         if layer >= 0:
             lengths.append(left)
         if layer in stages:
-            left = stages[layer].keep(left)
+            left = stages[layer].keep(left, image_tokens)
     return lengths
 
 

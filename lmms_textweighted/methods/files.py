@@ -40,6 +40,7 @@ class StageText(_Strict):
     score_layer: int | None = None
     keep_tokens: int | None = None
     keep_ratio: float | None = None
+    keep_of: Literal["current", "original"] = "current"
 
 
 class PlanText(_Strict):
@@ -50,6 +51,7 @@ class PlanText(_Strict):
     stages: list[StageText]
     text_scope: Literal["after", "all", "question"] = "after"
     keep_scope: Literal["image", "prompt"] = "image"
+    positions: Literal["keep", "renumber"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_plan(path: str | Path, scorers: Mapping[str, Scorer], taken: Collection
         for number, stage in enumerate(written.stages):
             place = ("stages", number)
             stages.append(_stage(stage, scorers))
-        plan = Plan(written.name, tuple(stages), written.text_scope, written.keep_scope)
+        plan = Plan(written.name, tuple(stages), written.text_scope, written.keep_scope, written.positions)
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}{line_of(node, place)}: {error}") from error
     return FilePlan(written.name, written.name, written.source, plan, _digest(written.model_dump(mode="json")))
@@ -113,9 +115,10 @@ def plan_text(plan: Plan, scorers: Mapping[str, Scorer], *, name: str, source: s
         known, options = _options(stage.scorer, scorers)
         data = {"scorer": known, "options": options, "layer": stage.layer, "score_layer": stage.score_layer}
         data |= {"keep_tokens": stage.keep_tokens, "keep_ratio": stage.keep_ratio}
+        data |= {"keep_of": None if stage.keep_of == "current" else stage.keep_of}
         stages.append({key: value for key, value in data.items() if value not in (None, {})})
     whole = {"name": name, "source": source, "stages": stages}
-    whole |= {"text_scope": plan.text_scope, "keep_scope": plan.keep_scope}
+    whole |= {"text_scope": plan.text_scope, "keep_scope": plan.keep_scope, "positions": plan.positions}
     return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -159,7 +162,7 @@ def _stage(stage: StageText, scorers: Mapping[str, Scorer]) -> Stage:
         chosen = dataclasses.replace(scorer, **stage.options) if stage.options else scorer  # type: ignore[type-var]
     except (ValueError, TypeError) as error:
         raise PlanError(f"options of {stage.scorer!r}: {error}") from error
-    return Stage(chosen, stage.layer, stage.keep_tokens, stage.keep_ratio, stage.score_layer)
+    return Stage(chosen, stage.layer, stage.keep_tokens, stage.keep_ratio, stage.score_layer, stage.keep_of)
 
 
 def _fields(scorer: Scorer) -> dict[str, Any]:

@@ -6,7 +6,7 @@ preset is refused, and its method, which takes a budget, is the way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lmms_textweighted.engine.plan import Plan, Stage
@@ -25,6 +25,11 @@ class Fixed(Method):
     source: str
     written: Plan
     takes_budget: ClassVar[bool] = False
+    layer: int | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        first = self.written.stages[0].layer if self.written.stages else None
+        object.__setattr__(self, "layer", first)
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         return self.written.stages
@@ -37,6 +42,7 @@ class Fixed(Method):
         pruning_layer: int | None = None,
         text_scope: str = "after",
         keep_scope: str = "image",
+        positions: str | None = None,
     ) -> Plan:
         """The plan as it is written. Raises PlanError for a budget, a layer or another scope beside it.
 
@@ -46,12 +52,15 @@ class Fixed(Method):
         for name, value in given.items():
             if value is not None:
                 raise PlanError(f"{name} is {value!r}, but {self.name} states its own: leave it out")
-        scopes = {"text_scope": (text_scope, "after"), "keep_scope": (keep_scope, "image")}
-        for name, (value, default) in scopes.items():
-            if value not in (default, getattr(self.written, name)):
-                raise PlanError(
-                    f"{name} is {value!r}, but {self.name} states {getattr(self.written, name)!r}: leave it out"
-                )
+        choices = {
+            "text_scope": (text_scope, "after"),
+            "keep_scope": (keep_scope, "image"),
+            "positions": (positions, None),
+        }
+        for name, (value, default) in choices.items():
+            stated = getattr(self.written, name)
+            if value not in (default, stated):
+                raise PlanError(f"{name} is {value!r}, but {self.name} states {stated!r}: leave it out")
         return self.written
 
 
@@ -74,9 +83,10 @@ class Preset(Fixed):
 
 
 def preset(of: Method, name: str, *stages: Stage, note: str = "") -> Preset:
-    """A setting of a method, whose source it has. name: of the preset, without the method's."""
+    """A setting of a method, whose source and positions it has. name: of the preset, without the method's."""
     full = f"{of.name}_{name}"
-    return Preset(full, f"{of.label}, {name}", of.source, Plan(full, stages), of=of.name, note=note)
+    written = Plan(full, stages, positions=of.default_positions)
+    return Preset(full, f"{of.label}, {name}", of.source, written, of=of.name, note=note)
 
 
 PRESETS: tuple[Preset, ...] = (
