@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lmms_textweighted.methods.listing import Details, Entry, PresetEntry
 
 _METHOD_HEADINGS = ("method", "paper", "year", "after", "text", "positions")
-_PRESET_HEADINGS = ("preset", "layer:tokens that stay", "mean", "FLOPs", "as its authors call it")
+_PRESET_HEADINGS = ("preset", "layer:tokens", "mean", "FLOPs", "as its authors call it")
 
 
 def methods(

@@ -96,7 +96,7 @@ PRESETS: tuple[Preset, ...] = (
             FASTV_K2,
             f"mean{mean}",
             Stage(FASTV_K2.scorer, 1, keep_tokens=count),
-            note=f"K=2, a mean of {mean} tokens",
+            note=f"K=2, a mean of {mean}",
         )
         for mean, count in ((192, 166), (128, 98), (64, 30))
     ),
