@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.methods import SCORERS
 from tests.oracles import (
     ExpectedStage,
     anyres_grid,
@@ -44,6 +45,9 @@ IMAGE_TOKEN = VOCABULARY - 1
 WEIGHT_STD = 0.25
 
 Prompt = Sequence[int | str]
+
+# The scorers whose scores alone decide: a budget's tokens are the best, in their order. The others choose sets.
+BY_SCORE = [name for name, scorer in SCORERS.items() if scorer.keeps_the_best]
 
 # Anyres: pictures are cut into tiles of 42 px, 3 x 3 features each. The last grid has more than OneVision's nine tiles.
 FAMILIES = ("llava_next", "llava_onevision")

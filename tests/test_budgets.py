@@ -43,11 +43,11 @@ PYRAMID, EARLY = Pyramid(7, 15, 23), Pyramid(1, 7, 15)
 
 def counted(stages, layers: int, image: int) -> list[int]:
     """Image tokens that enter each layer, by walking through the layers."""
-    entering = []
+    entering, original = [], image
     for layer in range(layers):
         for stage in stages:
             if stage.layer == layer - 1:
-                image = stage.keep(image)
+                image = stage.keep(image, original)
         entering.append(image)
     return entering
 

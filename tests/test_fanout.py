@@ -10,9 +10,9 @@ from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.methods import SCORERS
-from tests.conftest import IMAGE, build_llava, make_inputs
+from tests.conftest import BY_SCORE, IMAGE, build_llava, make_inputs
 
-ALL_SCORERS = list(SCORERS)
+ALL_SCORERS = BY_SCORE
 PROMPTS = {
     "one_image": (3, IMAGE, 6),
     "two_images": (2, IMAGE, 3, IMAGE, 5),
@@ -89,7 +89,7 @@ def test_a_padded_prompt_or_a_batch_is_refused(small_llava):
 def test_one_prefix_serves_every_scorer_at_once(small_llava):
     model = small_llava()
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=16)
-    prefix = run_prefix(model, inputs, 2, list(SCORERS.values()))
+    prefix = run_prefix(model, inputs, 2, [SCORERS[scorer] for scorer in ALL_SCORERS])
     kept = [prefix.keep(SCORERS[scorer], budget) for scorer in ALL_SCORERS for budget in (10, 2)]
     continuations = iter(continue_prefix(model, prefix, kept, max_new_tokens=4))
     for scorer in ALL_SCORERS:

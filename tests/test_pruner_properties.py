@@ -13,7 +13,7 @@ from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.scoring import top_tokens
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.methods import SCORERS
-from tests.conftest import IMAGE, make_inputs, one_row
+from tests.conftest import BY_SCORE, IMAGE, make_inputs, one_row
 from tests.oracles import masked_logits, removed_by
 
 SEARCH = settings(
@@ -38,7 +38,7 @@ prompts = st.lists(
     max_size=3,
 )
 image_prompts = st.tuples(st.integers(0, 8), st.just(IMAGE), st.integers(1, 12))
-scorers = st.sampled_from(sorted(SCORERS))
+scorers = st.sampled_from(sorted(BY_SCORE))
 
 
 @st.composite

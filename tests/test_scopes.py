@@ -24,6 +24,7 @@ from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, make_me
 from lmms_textweighted.tiny.questions import multiple_choice_text
 from lmms_textweighted.tiny.testset import load_testset
 from tests.conftest import (
+    BY_SCORE,
     FAMILIES,
     IMAGE,
     assert_same_trace,
@@ -110,7 +111,7 @@ def test_a_stage_without_image_tokens_names_no_voter_without_a_weight(small_llav
 
 
 @pytest.mark.parametrize("keep_scope", KEEP_SCOPES)
-@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("scorer", BY_SCORE)
 def test_both_scopes_are_the_same_for_one_image(small_anyres, keep_scope, scorer):
     model = small_anyres("llava_next")
     inputs = make_anyres_inputs(model, [(3, SQUARE, 6)], seed=2)
@@ -462,7 +463,7 @@ def test_any_layouts_voters_are_those_of_the_naive_one(prompt, text_scope, paddi
 @pytest.mark.parametrize(
     ("scorer", "text_scope", "keep_scope"),
     [
-        *((scorer, "question", "prompt") for scorer in SCORERS),
+        *((scorer, "question", "prompt") for scorer in BY_SCORE),
         ("text_weighted", "after", "image"),
         ("text_weighted", "after", "prompt"),
         ("text_weighted", "all", "prompt"),

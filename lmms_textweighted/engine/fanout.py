@@ -116,6 +116,8 @@ def run_prefix(
 
     def seen(scorer: Scorer, image: torch.Tensor, rows: torch.Tensor, text: torch.Tensor, **more: Any) -> Seen:
         layout = layouts[0]
+        entered = embeddings[0] if scorer.needs_embeddings else None
+        entered = None if entered is None else entered.to(image.device)
         return Seen(
             image=image,
             rows=rows,
@@ -124,7 +126,8 @@ def run_prefix(
             sizes=layout.image_sizes[0],
             text=text,
             positions=torch.arange(layout.lengths[0], device=image.device),
-            embeddings=embeddings[0] if scorer.needs_embeddings else None,
+            embeddings=entered,
+            image_embeddings=None if entered is None else entered[image],
             **more,
         )
 

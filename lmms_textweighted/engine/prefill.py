@@ -243,9 +243,10 @@ class Prefill:
             positions = current.positions[row].to(device)
         else:
             positions = current.index[row].to(device) - self.layout.starts[row]
-        embeddings = None
+        embeddings = image_embeddings = None
         if scorer.needs_embeddings and self._embeddings is not None:
             embeddings = self._embeddings[row].to(device).float()
+            image_embeddings = embeddings[positions_of(self.layout, row)[0].to(device)]
             embeddings = embeddings if current is None else embeddings[current.index[row].to(device)]
         return Seen(
             image=image,
@@ -258,6 +259,7 @@ class Prefill:
             positions=positions.clamp(min=0),
             keys=key.transpose(0, 1).flatten(1).float() if scorer.needs_keys and key is not None else None,
             embeddings=embeddings,
+            image_embeddings=image_embeddings,
         )
 
 

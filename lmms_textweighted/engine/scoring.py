@@ -34,7 +34,8 @@ class Seen:
     attention: [R, S], these rows' attention, mean over the heads: rows are queries, causal, each sums to 1; [H, R, S]
     for a scorer that is `per_head`, None where no row is read. positions: [S] rotary positions. keys: [S, G x D] keys
     after RoPE, heads side by side, for a scorer that `needs_keys`. embeddings: [S, W] what entered layer 0, for one
-    that `needs_embeddings`. All float32. key, seed: what names the prompt and the run, for a choice by chance.
+    that `needs_embeddings`, and image_embeddings: [N, W] the same of all the prompt's image tokens, also of those that
+    have left. All float32. key, seed: what names the prompt and the run, for a choice by chance.
     """
 
     image: torch.Tensor
@@ -47,6 +48,7 @@ class Seen:
     positions: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,28 @@ from types import ModuleType
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, first_line, unknown
+from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
-from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER
-from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
+from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
+from lmms_textweighted.methods.dart import DART
+from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
+from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
+from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
 from lmms_textweighted.methods.presets import PRESETS
-from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, TEXT_WEIGHTED_DEBIASED
-from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
+from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
+from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
+from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity
+from lmms_textweighted.methods.text_weighted import (
+    TEXT_WEIGHTED,
+    TEXT_WEIGHTED_DEBIASED,
+    TEXT_WEIGHTED_GIVEN_RECEIVED,
+    TEXT_WEIGHTED_MAX_HEADS,
+    TEXT_WEIGHTED_PER_HEAD,
+    TEXT_WEIGHTED_UNIFORM,
+)
+from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
 
 __all__ = [
@@ -44,12 +58,55 @@ __all__ = [
 ENTRY_POINTS = "lmms_textweighted.methods"
 DEFAULT_STRATEGY = "text_weighted"
 
-_OWN: tuple[Method, ...] = (TEXT_WEIGHTED, TEXT_WEIGHTED_DEBIASED, FASTV, FASTV_K2, RANDOM, NONE)
+_OWN: tuple[Method, ...] = (
+    TEXT_WEIGHTED,
+    TEXT_WEIGHTED_DEBIASED,
+    TEXT_WEIGHTED_UNIFORM,
+    TEXT_WEIGHTED_GIVEN_RECEIVED,
+    TEXT_WEIGHTED_MAX_HEADS,
+    TEXT_WEIGHTED_PER_HEAD,
+    FASTV,
+    FASTV_K2,
+    FASTV_ALL_ROWS,
+    HIMAP,
+    PYRAMIDDROP,
+    SPARSEVLM,
+    SPARSEVLM_PLUS,
+    ADAPTINFER,
+    DART,
+    UNIFORM_GRID,
+    UNIFORM_GRID_PRE,
+    POOL,
+    POOL_PRE,
+    RANDOM,
+    RANDOM_PRE,
+    NONE,
+)
 
-# The scorers by name, for stages that are put together by hand.
+# The scorers by name, for stages that are put together by hand. `text_weighted.TextWeighting` has more options.
 SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
-    for scorer in (TEXT_WEIGHTED.scorer, TEXT_WEIGHTED_DEBIASED.scorer, LAST_ROW, UNIFORM, RANDOM_ORDER)
+    for scorer in (
+        TEXT_WEIGHTED.scorer,
+        TEXT_WEIGHTED_DEBIASED.scorer,
+        TEXT_WEIGHTED_UNIFORM.scorer,
+        TEXT_WEIGHTED_GIVEN_RECEIVED.scorer,
+        TEXT_WEIGHTED_MAX_HEADS.scorer,
+        TEXT_WEIGHTED_PER_HEAD.scorer,
+        LAST_ROW,
+        UNIFORM,
+        ALL_ROWS,
+        ImageColumnSums(),
+        CutOff(),
+        Recycle(),
+        Recycle(extra=True),
+        Gravity(),
+        *ADAPTINFER.scorers[:1],
+        DART.scorer,
+        UNIFORM_GRID.scorer,
+        POOL.scorer,
+        RANDOM_ORDER,
+    )
 }
 
 

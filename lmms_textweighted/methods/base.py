@@ -120,8 +120,8 @@ class Method(ABC):
         method's.
         """
         budget = budget or Budget.of()
+        method = self if geometry is None else self.fitted(geometry.layers, geometry.image_tokens)
         geometry = for_prompt(geometry or LLAVA_15_7B, keep_scope)
-        method = self.fitted(geometry.layers, geometry.image_tokens)
         if self.layer is not None and pruning_layer not in (None, method.layer):
             raise PlanError(
                 f"pruning_layer is {pruning_layer}, but {self.name} prunes after layer {method.layer}: leave it out"
@@ -131,6 +131,8 @@ class Method(ABC):
             stages = method.solved(budget, geometry, layer)
         else:
             stages = method.stages(layer, budget.keep_tokens, budget.keep_ratio)
+            if budget.kind == "keep_tokens" and len(stages) > 1:  # the earlier ones' follow from the image's
+                geometry.known(f"keep_tokens is {budget.value} and {self.name} has several stages")
         return Plan(self.name, stages, text_scope, keep_scope, positions or self.default_positions)
 
     @property

@@ -9,6 +9,7 @@ import torch
 
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen
 from lmms_textweighted.methods.base import OneStage
+from lmms_textweighted.methods.placed import BeforeTheModel
 
 
 def random_scores(count: int, key: str, seed: int = 0) -> torch.Tensor:
@@ -35,3 +36,4 @@ class RandomOrder(Scorer):
 
 RANDOM_ORDER = RandomOrder()
 RANDOM = OneStage("random", "random", "a seeded order", RANDOM_ORDER)
+RANDOM_PRE = BeforeTheModel("random_pre", "random before the model", "a seeded order", RANDOM_ORDER)

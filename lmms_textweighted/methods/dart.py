@@ -1,0 +1,97 @@
+"""DART (Wen et al., EMNLP 2025, arXiv 2502.11494): what is least like a few pivots, so that nothing stays twice.
+
+Scored and gone after layer 1, with the layer's keys k (after RoPE, all heads side by side) and x, the decoder's final
+norm of the layer's output. Pivots are the 4 image tokens and the 4 voting text tokens with the largest |k|_1. Pivot
+after pivot takes the image tokens with the smallest cos(x_p, x_c) that no earlier one took. The image pivots and all
+that was taken stay, at their original positions.
+
+Order of the pivots: image pivots first, then text pivots, each by falling |k|_1. The authors iterate a Python set of
+positions, so in an order that depends on its hashing; as earlier pivots choose first, the kept set differs from theirs.
+
+How many each takes: of K tokens, K - 4 are shared out evenly over the pivots, one more for the first ones where it does
+not come out even. The authors give each M // 8 and so keep 4 + 8 (M // 8): 196, 132, 68 for their 192, 128, 64. A
+budget of those numbers is their setting. With less than 5 tokens in the budget only pivots stay; without 4 voting text
+tokens there are fewer pivots. RoPE turns keys, which changes |k|_1: a padded batch needs position_ids that count from
+each prompt's first token, as `generate` makes them. The paper speaks of a threshold of similarity for each pivot. The
+authors' layer is K = 2, from 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import normalize
+
+from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
+from lmms_textweighted.methods.base import OneStage
+from lmms_textweighted.methods.groups import as_choice, groups_of
+
+PIVOTS = 4
+
+
+def authors_count(target: int, pivots: int = PIVOTS) -> int:
+    """Tokens that the authors' code keeps for a target: 4 + 8 (M // 8)."""
+    return pivots + 2 * pivots * (target // (2 * pivots))
+
+
+def least_like_pivots(
+    image: torch.Tensor, text: torch.Tensor, image_norms: torch.Tensor, text_norms: torch.Tensor, keep: int, pivots: int
+) -> torch.Tensor:
+    """The image tokens that stay: indices [keep], ascending.
+
+    image: [I, W] and text: [T, W], the x. image_norms: [I] and text_norms: [T], the |k|_1. keep: at most I.
+    """
+    first = _largest(image_norms, min(pivots, keep))
+    units = normalize(image.float(), dim=-1)
+    sources = torch.cat([units[first], normalize(text.float(), dim=-1)[_largest(text_norms, pivots)]])
+    alike = sources @ units.T
+    free = torch.ones(len(image), dtype=torch.bool, device=image.device)
+    free[first] = False
+    left, waiting = keep - len(first), len(sources)
+    for row in alike:
+        share = -(-left // waiting)
+        taken = torch.sort(row.masked_fill(~free, float("inf")), stable=True).indices[:share]
+        free[taken] = False
+        left, waiting = left - share, waiting - 1
+    return (~free).nonzero().flatten()
+
+
+def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.sort(values, descending=True, stable=True).indices[:count]
+
+
+@dataclass(frozen=True)
+class LeastAlike(Scorer):
+    """DART's choice. Scores and weights are |k|_1 of image and text tokens. pivots: of each kind."""
+
+    pivots: int = PIVOTS
+    name: str = field(init=False)
+    reads: Rows = Rows.TEXT
+    needs_keys: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "dart" if self.pivots == PIVOTS else f"dart_{self.pivots}_pivots")
+
+    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        if seen.keys is None:
+            raise TypeError(f"scorer {self.name!r} was given no keys (needs_keys), but asks for them")
+        norms = seen.keys.abs().sum(dim=-1)
+        return norms[seen.image], norms[seen.rows]
+
+    def choose(self, leaving: Leaving) -> Choice:
+        vectors = leaving.norm(leaving.hidden)
+        image, text = vectors[leaving.image], vectors[leaving.text]
+        kept = [
+            group.index[
+                least_like_pivots(
+                    image[group.index], text, leaving.scores[group.index], leaving.weights, group.keep, self.pivots
+                )
+            ]
+            for group in groups_of(leaving)
+        ]
+        return as_choice(leaving, kept)
+
+
+DART = OneStage("dart", "DART", "DART, Wen et al., EMNLP 2025, arXiv 2502.11494", LeastAlike(), layer=1)

@@ -1,0 +1,42 @@
+"""What a selector of sets chooses within: each image, or all of a prompt, as the plan's keep_scope says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lmms_textweighted.engine.scoring import Choice, Leaving, Merged
+
+
+@dataclass(frozen=True)
+class Group:
+    """index: [G] indices into `Leaving.image`, ascending. keep: how many of them stay. several: more than one image."""
+
+    index: torch.Tensor
+    keep: int
+    several: bool = False
+
+
+def groups_of(leaving: Leaving) -> list[Group]:
+    """The groups of one prompt, in order; each asks `Leaving.keep` once."""
+    index = torch.arange(len(leaving.image), device=leaving.image.device)
+    if leaving.keep_scope == "prompt" and leaving.sizes:
+        several = sum(size > 0 for size in leaving.sizes) > 1
+        return [Group(index, leaving.keep(len(index)), several)]
+    return [Group(part, leaving.keep(len(part))) for part in index.split(list(leaving.sizes))]
+
+
+def as_choice(leaving: Leaving, kept: Sequence[torch.Tensor], merged: Sequence[Merged] = ()) -> Choice:
+    """A choice of indices into `Leaving.image` that stand image by image already."""
+    chosen = torch.cat([leaving.image.new_zeros(0), *kept])
+    return Choice(
+        chosen, tuple(torch.bincount(image_of(leaving, chosen), minlength=len(leaving.sizes)).tolist()), tuple(merged)
+    )
+
+
+def image_of(leaving: Leaving, index: torch.Tensor) -> torch.Tensor:
+    """The number of the image that each of some indices into `Leaving.image` is of."""
+    ends = torch.tensor(leaving.sizes, dtype=torch.int64, device=index.device).cumsum(0)
+    return torch.bucketize(index, ends, right=True)

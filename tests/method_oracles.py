@@ -1,0 +1,332 @@
+"""What every method chooses, in float64 and plain loops, written from the specification alone.
+
+Nothing here imports the package. A `View` is all that a method may look at; `decide` gives what stays of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class View:
+    """One prompt where tokens are scored and leave. Indices are places in the sequence as it is there.
+
+    attention: [H, S, S]. images: the places of each image's tokens. text: those of the voting text. positions: [S]
+    rotary positions. keys: [S, G D]. hidden: [S, W], what leaves the layer, and normed: the same after the decoder's
+    final norm. first_image, first_text: [.., W], the embeddings before layer 0 of all of the prompt's image tokens and
+    of its text.
+    """
+
+    attention: np.ndarray
+    images: list[list[int]]
+    text: list[int]
+    positions: list[int]
+    keys: np.ndarray
+    hidden: np.ndarray
+    normed: np.ndarray
+    first_image: np.ndarray
+    first_text: np.ndarray
+
+    @property
+    def image(self) -> list[int]:
+        return [k for image in self.images for k in image]
+
+    @property
+    def mean(self) -> np.ndarray:
+        total = np.zeros_like(self.attention[0])
+        for head in self.attention:
+            total += head
+        return total / len(self.attention)
+
+
+@dataclass
+class Decision:
+    """What stays of each image, in its new order; merged: place -> the places that went in, its own first."""
+
+    kept: list[list[int]]
+    merged: dict[int, list[int]] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+
+
+def highest(scores: Sequence[float], count: int) -> list[int]:
+    """Indices of the highest, in falling order; the earlier of equal ones first."""
+    return sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:count]
+
+
+# Scores.
+
+
+def weights_of(importance: str, block: list[list[float]]) -> list[float]:
+    """block: [T, T] attention among text tokens, queries are rows."""
+    count = len(block)
+    if importance in ("uniform", "last"):
+        return [1 / count] * count
+    values = []
+    for t in range(count):
+        received = sum(block[i][t] for i in range(count))
+        if importance == "received":
+            values.append(received)
+        elif importance == "causal_mean":
+            values.append(received / sum(1 for i in range(count) if i >= t))
+        else:
+            assert importance == "given_received"
+            values.append(received + sum(block[t][j] for j in range(count) if j != t))
+    return [value / sum(values) for value in values]
+
+
+def weighted_rows(
+    attention: np.ndarray, rows: Sequence[int], weights: Sequence[float], image: Sequence[int]
+) -> dict[int, float]:
+    return {k: math.fsum(w * attention[i, k] for i, w in zip(rows, weights, strict=True)) for k in image}
+
+
+def text_weighting(view: View, importance: str, heads: str) -> dict[int, float]:
+    rows = [len(view.positions) - 1] if importance == "last" else view.text
+    if heads == "mean":
+        mats = [view.mean]
+    elif heads == "max":
+        mats = [np.max(view.attention, axis=0)]
+    else:
+        mats = list(view.attention)
+    total = dict.fromkeys(view.image, 0.0)
+    for attention in mats:
+        weights = weights_of(importance, [[attention[i, j] for j in rows] for i in rows])
+        for k, value in weighted_rows(attention, rows, weights, view.image).items():
+            total[k] += value
+    return total
+
+
+def sum_over_rows(view: View, rows: Sequence[int], share: float = 1.0) -> dict[int, float]:
+    return weighted_rows(view.mean, rows, [share] * len(rows), view.image)
+
+
+def mean_over_rows(view: View, rows: Sequence[int]) -> dict[int, float]:
+    return sum_over_rows(view, rows, 1 / len(rows))
+
+
+def rater_places(view: View) -> list[int]:
+    """The text tokens that vote in SparseVLM: those that the picture's embeddings choose more than the mean."""
+    share = [0.0] * len(view.first_text)
+    for x in view.first_image:
+        logits = [float(np.dot(x, y)) for y in view.first_text]
+        top = max(logits)
+        terms = [math.exp(value - top) for value in logits]
+        for t, term in enumerate(terms):
+            share[t] += term / sum(terms) / len(view.first_image)
+    mean = sum(share) / len(share)
+    chosen = [t for t, value in enumerate(share) if value > mean]
+    return [view.text[t] for t in chosen or range(len(share))]
+
+
+def sparsevlm_scores(view: View) -> dict[int, float]:
+    rows = rater_places(view)
+    return weighted_rows(view.mean, rows, [1 / len(rows)] * len(rows), view.image)
+
+
+def rope_bias(distance: int, width: int) -> float:
+    return 2 / math.sqrt(width) * math.fsum(math.cos(distance / 10000 ** (2 * m / width)) for m in range(width // 2))
+
+
+def sparsevlm_plus_scores(view: View, heads: int, width: int) -> dict[int, float]:
+    rows = rater_places(view)
+    corrected = [
+        {(i, k): head[i, k] / rope_bias(view.positions[i] - view.positions[k], width) for i in rows for k in view.image}
+        for head in view.attention
+    ]
+    best = highest([math.fsum(head.values()) for head in corrected], heads)
+    return {k: math.fsum(corrected[h][i, k] for h in best for i in rows) / len(best) / len(rows) for k in view.image}
+
+
+def adaptinfer_scores(view: View) -> dict[int, float]:
+    total = dict.fromkeys(view.image, 0.0)
+    for head in view.attention:
+        for t in view.text:
+            importance = 0.0
+            for i in view.text:
+                importance += head[i, t] + head[t, i] - (head[t, t] if i == t else 0.0)
+            for k in view.image:
+                total[k] += importance * head[t, k]
+    return total
+
+
+# Sets.
+
+
+def keep_highest(view: View, scores: dict[int, float], keep: Sequence[int]) -> Decision:
+    kept = [
+        sorted(image[n] for n in highest([scores[k] for k in image], count))
+        for image, count in zip(view.images, keep, strict=True)
+    ]
+    return Decision(kept, scores=scores)
+
+
+def clusters_of(vectors: np.ndarray, count: int) -> list[list[int]]:
+    """Density peaks: each cluster's centre first, clusters in the order of the centres."""
+    size, width = vectors.shape
+    distance = [
+        [math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / width) for y in vectors]
+        for x in vectors
+    ]
+    density = [math.exp(-sum(sorted(d * d for d in row)[:count]) / count) for row in distance]
+    furthest = max(max(row) for row in distance)
+    apart = []
+    for i in range(size):
+        denser = [distance[i][j] for j in range(size) if density[j] > density[i]]
+        apart.append(min(denser) if denser else furthest)
+    centres = highest([r * d for r, d in zip(density, apart, strict=True)], count)
+    clusters = [[centre] for centre in centres]
+    for i in range(size):
+        if i not in centres:
+            nearest = min(range(count), key=lambda c: (distance[i][centres[c]], c))
+            clusters[nearest].append(i)
+    return clusters
+
+
+def recycled(dropped: int) -> tuple[int, int]:
+    """Of so many dropped tokens, how many are recycled and into how many clusters."""
+    taken = math.floor(0.3 * dropped) + 1
+    return taken, taken // 10 + 1
+
+
+def sparsevlm_set(view: View, keep: Sequence[int], extra: bool) -> Decision:
+    scores = sparsevlm_scores(view)
+    decision = Decision([], scores=scores)
+    for image, budget in zip(view.images, keep, strict=True):
+        if budget >= len(image) or budget == 0:
+            decision.kept.append(list(image) if budget else [])
+            continue
+        count = budget
+        while not extra and count and count + recycled(len(image) - count)[1] > budget:
+            count -= 1
+        kept = sorted(image[n] for n in highest([scores[k] for k in image], count))
+        dropped = [k for k in image if k not in kept]
+        taken, number = recycled(len(dropped))
+        pool = [dropped[n] for n in highest([scores[k] for k in dropped], taken)]
+        number = number if extra else min(number, budget)
+        for members in clusters_of(view.hidden[pool], number):
+            places = [pool[n] for n in members]
+            kept.append(places[0])
+            if len(places) > 1:
+                decision.merged[places[0]] = places
+        decision.kept.append(kept)
+    return decision
+
+
+def dart_set(view: View, keep: Sequence[int], pivots: int = 4) -> Decision:
+    norm = {n: math.fsum(abs(value) for value in view.keys[n]) for n in range(len(view.keys))}
+
+    def cosine(a: int, b: int) -> float:
+        x, y = view.normed[a], view.normed[b]
+        return float(np.dot(x, y) / math.sqrt(np.dot(x, x)) / math.sqrt(np.dot(y, y)))
+
+    text_pivots = sorted(view.text, key=lambda n: (-norm[n], n))[:pivots]
+    kept = []
+    for image, budget in zip(view.images, keep, strict=True):
+        chosen = sorted(image, key=lambda n: (-norm[n], n))[: min(pivots, budget)]
+        order = [*chosen, *text_pivots]
+        each, more = divmod(budget - len(chosen), len(order)) if order else (0, 0)
+        for place, pivot in enumerate(order):
+            free = [k for k in image if k not in chosen]
+            free.sort(key=lambda k, p=pivot: (cosine(p, k), k))
+            chosen = chosen + free[: each + (1 if place < more else 0)]
+        kept.append(sorted(chosen))
+    return Decision(kept)
+
+
+def grid_shape(tokens: int, keep: int) -> tuple[int, int] | None:
+    """Rows and columns of the grid of `keep` in a square map, None where there is none."""
+    side = round(math.sqrt(tokens))
+    if side * side != tokens:
+        return None
+    fits = [(a, b) for a in range(1, side + 1) for b in range(a, side + 1) if a * b == keep and b <= 2 * a]
+    return max(fits) if fits else None
+
+
+def grid_middles(tokens: int, keep: int) -> list[int]:
+    shape = grid_shape(tokens, keep)
+    if shape is None:
+        return [math.floor((i + 0.5) * tokens / keep + 1e-9) for i in range(keep)]
+    side = round(math.sqrt(tokens))
+    return [
+        math.floor((i + 0.5) * side / shape[0] + 1e-9) * side + math.floor((j + 0.5) * side / shape[1] + 1e-9)
+        for i in range(shape[0])
+        for j in range(shape[1])
+    ]
+
+
+def uniform_grid_set(view: View, keep: Sequence[int]) -> Decision:
+    return Decision(
+        [[image[n] for n in grid_middles(len(image), count)] for image, count in zip(view.images, keep, strict=True)]
+    )
+
+
+def pool_set(view: View, keep: Sequence[int]) -> Decision:
+    decision = Decision([])
+    for image, count in zip(view.images, keep, strict=True):
+        tokens, shape = len(image), grid_shape(len(image), count)
+        side = round(math.sqrt(tokens))
+        chosen = []
+        for cell, middle in enumerate(grid_middles(tokens, count)):
+            members = []
+            for n in range(tokens):
+                if shape is None:
+                    inside = _touches(n, cell, tokens, count)
+                else:
+                    row, column = divmod(cell, shape[1])
+                    inside = _touches(n // side, row, side, shape[0]) and _touches(n % side, column, side, shape[1])
+                if inside:
+                    members.append(image[n])
+            chosen.append(image[middle])
+            if len(members) > 1:
+                decision.merged[image[middle]] = [image[middle], *(n for n in members if n != image[middle])]
+        decision.kept.append(chosen)
+    return decision
+
+
+def _touches(place: int, cell: int, places: int, cells: int) -> bool:
+    """Whether place n, which spans [n, n + 1), and cell i, which spans [i p / c, (i + 1) p / c), overlap."""
+    return place * cells < (cell + 1) * places and (place + 1) * cells > cell * places
+
+
+def text_weighting_oracle(importance: str, heads: str) -> Callable[[View, Sequence[int]], Decision]:
+    return lambda view, keep: keep_highest(view, text_weighting(view, importance, heads), keep)
+
+
+Oracle = Callable[[View, Sequence[int]], Decision]
+
+ORACLES: dict[str, Oracle] = {
+    "text_weighted": text_weighting_oracle("received", "mean"),
+    "text_weighted_debiased": text_weighting_oracle("causal_mean", "mean"),
+    "text_weighted_uniform": text_weighting_oracle("uniform", "mean"),
+    "text_weighted_last": text_weighting_oracle("last", "mean"),
+    "text_weighted_given_received": text_weighting_oracle("given_received", "mean"),
+    **{
+        f"text_weighted{suffix}_{heads}": text_weighting_oracle(importance, heads.removesuffix("_heads"))
+        for heads in ("max_heads", "per_head")
+        for importance, suffix in (
+            ("received", ""),
+            ("causal_mean", "_debiased"),
+            ("uniform", "_uniform"),
+            ("last", "_last"),
+            ("given_received", "_given_received"),
+        )
+    },
+    "uniform": lambda view, keep: keep_highest(view, mean_over_rows(view, view.text), keep),
+    "last_row": lambda view, keep: keep_highest(view, mean_over_rows(view, [len(view.positions) - 1]), keep),
+    "all_rows": lambda view, keep: keep_highest(view, mean_over_rows(view, range(len(view.positions))), keep),
+    "image_column_sums": lambda view, keep: keep_highest(view, sum_over_rows(view, view.image), keep),
+    "cut_off": lambda view, keep: Decision([[] for _ in view.images]),
+    "sparsevlm": lambda view, keep: sparsevlm_set(view, keep, extra=False),
+    "sparsevlm_plus": lambda view, keep: keep_highest(
+        view, sparsevlm_plus_scores(view, 14, view.first_text.shape[1] // len(view.attention)), keep
+    ),
+    "adaptinfer": lambda view, keep: keep_highest(view, adaptinfer_scores(view), keep),
+    "dart": dart_set,
+    "uniform_grid": uniform_grid_set,
+    "pool": pool_set,
+}

@@ -1,0 +1,494 @@
+"""Every method's scores and choice on random tensors, against float64 loops; and the specification's own checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from lmms_textweighted.engine.plan import Stage
+from lmms_textweighted.engine.scoring import Leaving, Rows, Scorer, Seen
+from lmms_textweighted.errors import PlanError
+from lmms_textweighted.methods.adaptinfer import ADAPTINFER, TextToText
+from lmms_textweighted.methods.dart import LeastAlike, authors_count
+from lmms_textweighted.methods.density_peaks import density_peaks
+from lmms_textweighted.methods.grid import Pool, UniformGrid, grid_cells
+from lmms_textweighted.methods.himap import HIMAP, CutOff, HiMAP, ImageColumnSums
+from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
+from lmms_textweighted.methods.raters import raters
+from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_merged
+from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
+from lmms_textweighted.methods.staged import Staged, relative_layers
+from lmms_textweighted.methods.text_weighted import HEADS, IMPORTANCES, TextWeighting
+from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
+from tests.method_oracles import ORACLES, Decision, View, clusters_of, highest, rope_bias, sparsevlm_set
+
+HEADS_OF_LAYER, WIDTH = 4, 24
+
+
+def make_view(sizes: Sequence[int], text: int, seed: int) -> View:
+    """A random prompt: three tokens, pictures of these sizes with a token between, and the text that votes behind."""
+    generator = np.random.default_rng(seed)
+    images, place = [], 3
+    for size in sizes:
+        images.append(list(range(place, place + size)))
+        place += size + 1
+    length = place + text
+    logits = 2 * generator.standard_normal((HEADS_OF_LAYER, length, length))
+    logits[:, np.triu_indices(length, 1)[0], np.triu_indices(length, 1)[1]] = -np.inf
+    attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    hidden = generator.standard_normal((length, WIDTH)) + 0.5
+    first = 0.3 * generator.standard_normal((length, WIDTH))
+    voting = list(range(length - text, length))
+    return View(
+        attention=attention / attention.sum(axis=-1, keepdims=True),
+        images=images,
+        text=voting,
+        positions=list(range(length)),
+        keys=generator.standard_normal((length, WIDTH)),
+        hidden=hidden,
+        normed=hidden * 2,
+        first_image=first[[k for image in images for k in image]],
+        first_text=first[voting],
+    )
+
+
+def seen_of(scorer: Scorer, view: View) -> Seen:
+    """What the engine would hand the scorer."""
+    rows = {
+        Rows.NONE: [],
+        Rows.LAST: [len(view.positions) - 1],
+        Rows.TEXT: view.text,
+        Rows.IMAGE: view.image,
+        Rows.ALL: range(len(view.positions)),
+    }[scorer.reads]
+    attention = torch.tensor(view.attention if scorer.per_head else view.mean).float()[..., list(rows), :]
+    embeddings = torch.zeros(len(view.positions), WIDTH)
+    embeddings[view.image] = torch.tensor(view.first_image).float()
+    embeddings[view.text] = torch.tensor(view.first_text).float()
+    return Seen(
+        image=torch.tensor(view.image, dtype=torch.int64),
+        rows=torch.tensor(list(rows), dtype=torch.int64),
+        attention=attention if rows else None,
+        sizes=tuple(map(len, view.images)),
+        text=torch.tensor(view.text),
+        positions=torch.tensor(view.positions),
+        keys=torch.tensor(view.keys).float(),
+        embeddings=embeddings,
+        image_embeddings=embeddings[view.image],
+    )
+
+
+def choose(scorer: Scorer, view: View, keep: Sequence[int], keep_scope: str = "image") -> tuple[Decision, torch.Tensor]:
+    """The scorer's decision in the oracle's words, and the merged vectors."""
+    seen = seen_of(scorer, view)
+    scores, weights = scorer.score(seen)
+    assert scores.dtype == torch.float32
+    assert scores.shape == seen.image.shape
+    assert len(weights) == len(seen.rows)
+    left = iter(keep)
+    choice = scorer.choose(
+        Leaving(
+            image=seen.image,
+            sizes=seen.sizes,
+            text=seen.text,
+            scores=scores,
+            weights=weights,
+            hidden=torch.tensor(view.hidden).float(),
+            norm=lambda hidden: 2 * hidden,
+            keep=lambda size: min(size, next(left)),
+            keep_scope=keep_scope,
+            original_sizes=seen.sizes,
+        )
+    )
+    kept = [part.tolist() for part in seen.image[choice.kept].split(list(choice.sizes))]
+    merged, vectors = {}, []
+    for part in choice.merged:
+        sources = seen.image[part.sources].tolist()
+        assert sources[0] == int(seen.image[choice.kept[part.slot]])
+        merged[sources[0]] = sources
+        mean = np.mean([view.hidden[source] for source in sources], axis=0)
+        np.testing.assert_allclose(part.vector.numpy(), mean, atol=1e-5)
+        vectors.append(part.vector)
+    return Decision(kept, merged, dict(zip(view.image, scores.tolist(), strict=True))), scores
+
+
+SCORERS = [
+    *(TextWeighting(importance, heads) for importance in IMPORTANCES for heads in HEADS),
+    UNIFORM,
+    LAST_ROW,
+    ALL_ROWS,
+    ImageColumnSums(),
+    CutOff(),
+    Recycle(),
+    Gravity(),
+    TextToText(),
+    LeastAlike(),
+    UniformGrid(),
+    Pool(),
+]
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.name)
+@pytest.mark.parametrize(
+    ("sizes", "text", "keep"),
+    [
+        ((16,), 5, (6,)),
+        ((16,), 1, (16,)),
+        ((64,), 7, (12,)),
+        ((36, 16), 6, (18, 4)),
+        ((9, 0, 25), 3, (4, 0, 25)),
+        ((10,), 2, (1,)),
+        ((10, 12), 4, (0, 3)),
+    ],
+)
+def test_scores_and_choice_are_those_of_plain_loops(scorer, sizes, text, keep):
+    for seed in range(4):
+        view = make_view(sizes, text, seed)
+        found, _ = choose(scorer, view, keep)
+        expected = ORACLES[scorer.name](view, keep)
+        if expected.scores:
+            found_scores = [found.scores[k] for k in expected.scores]
+            largest = max(1.0, max(map(abs, expected.scores.values())))
+            np.testing.assert_allclose(found_scores, list(expected.scores.values()), atol=1e-5 * largest)
+        if scorer.name != "cut_off":
+            assert found.kept == expected.kept
+            assert [len(part) for part in found.kept] == [min(n, k) for n, k in zip(sizes, keep, strict=True)]
+        assert {place: sorted(sources) for place, sources in found.merged.items()} == {
+            place: sorted(sources) for place, sources in expected.merged.items()
+        }
+
+
+@pytest.mark.parametrize("scorer", [s for s in SCORERS if s.name != "cut_off"], ids=lambda scorer: scorer.name)
+def test_a_whole_prompts_budget_is_kept_over_all_images(scorer):
+    view = make_view((20, 16), 4, seed=1)
+    found, _ = choose(scorer, view, (11,), keep_scope="prompt")
+    assert sum(map(len, found.kept)) == 11
+    assert all(set(part) <= set(image) for part, image in zip(found.kept, view.images, strict=True))
+    one = make_view((20,), 4, seed=1)
+    assert choose(scorer, one, (7,), keep_scope="prompt")[0] == choose(scorer, one, (7,))[0]
+
+
+@pytest.mark.parametrize("scorer", [s for s in SCORERS if s.name != "cut_off"], ids=lambda scorer: scorer.name)
+def test_keeping_all_changes_nothing(scorer):
+    view = make_view((16, 9), 5, seed=2)
+    found, _ = choose(scorer, view, (16, 9))
+    assert found.kept == view.images
+    assert not found.merged
+
+
+def test_choices_of_a_text_weighting_are_named():
+    names = [TextWeighting(importance, heads).name for importance in IMPORTANCES for heads in HEADS]
+    assert len(set(names)) == len(names)
+    assert TextWeighting().name == "text_weighted"
+    assert TextWeighting("causal_mean").name == "text_weighted_debiased"
+    with pytest.raises(PlanError, match="unknown importance 'recieved': did you mean 'received'"):
+        TextWeighting("recieved")
+    with pytest.raises(PlanError, match="unknown heads 'all'"):
+        TextWeighting(heads="all")
+
+
+def test_a_head_that_gives_text_nothing_weighs_nothing():
+    """All of one head's text attention underflows: no NaN, and the other heads decide."""
+    view = make_view((4,), 3, seed=0)
+    view.attention[0][:, view.text] = 0
+    found, scores = choose(TextWeighting(heads="per_head"), view, (2,))
+    assert torch.isfinite(scores).all()
+    rest = View(**{**vars(view), "attention": view.attention[1:]})
+    assert found.kept == ORACLES["text_weighted_per_head"](rest, (2,)).kept
+
+
+# HiMAP.
+
+
+def test_himap_second_stage_favours_the_earliest_of_three_equal_tokens():
+    """Equal logits: rows 0, 1, 2 of the image see 2, 3, 4 tokens; nothing divides by the number of rows."""
+    attention = torch.ones(5, 5).tril()
+    attention = attention / attention.sum(dim=1, keepdim=True)
+    image = torch.tensor([1, 2, 3])
+    scores, _ = ImageColumnSums().score(Seen(image, image, attention[image]))
+    expected = [1 / 2 + 1 / 3 + 1 / 4, 1 / 3 + 1 / 4, 1 / 4]
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def test_himap_is_two_stages_and_its_cut_off_a_third():
+    stages = HIMAP.stages(1, 72, None)
+    assert [(s.scorer.name, s.scored_at, s.layer, s.keep_tokens) for s in stages] == [
+        ("uniform", 1, 1, 288),
+        ("image_column_sums", 7, 7, 72),
+    ]
+    kept = [576] * 2 + [288] * 6 + [72] * 24
+    assert sum(kept) / 32 == 144
+    cut = HiMAP("cut", "cut", "", HIMAP.scorers, HIMAP.layers, HIMAP.counts, cut_off=20)
+    last = cut.stages(1, 72, None)[-1]
+    assert (last.layer, last.keep_tokens, last.scorer.name) == (20, 0, "cut_off")
+    assert cut.fitted(8).cut_off == 4
+    with pytest.raises(PlanError, match="cut_off is 7, but cut still chooses after layer 7"):
+        HiMAP("cut", "cut", "", HIMAP.scorers, HIMAP.layers, HIMAP.counts, cut_off=7)
+
+
+# PyramidDrop.
+
+
+def test_pyramiddrop_halves_the_original_count_three_times():
+    stages = PYRAMIDDROP.stages(7, None, 0.125)
+    assert [(s.scorer, s.scored_at, s.layer, s.keep_of) for s in stages] == [
+        (LAST_ROW, 8, 7, "original"),
+        (LAST_ROW, 16, 15, "original"),
+        (LAST_ROW, 24, 23, "original"),
+    ]
+    assert [stage.keep(count, 576) for stage, count in zip(stages, (576, 288, 144), strict=True)] == [288, 144, 72]
+    assert [stage.keep(576, 576) for stage in PYRAMIDDROP.stages(7, 72, None)] == [288, 144, 72]
+    # An odd number is cut off, not rounded, and never from what a stage left: int(575 / 4) = 143, int(287 / 2) = 143.
+    assert [stage.keep(count, 579) for stage, count in zip(stages, (579, 289, 144), strict=True)] == [289, 144, 72]
+
+
+def test_pyramiddrop_of_another_budget_keeps_its_form():
+    """The specification's ratio for a mean of 192 after layers 7, 15 and 23: 0.2531."""
+    stages = PYRAMIDDROP.stages(7, None, 0.2531**3)
+    counts = [stage.keep(576, 576) for stage in stages]
+    assert counts == [145, 36, 9]
+    assert (576 + sum(counts)) / 4 == pytest.approx(192, abs=1)
+
+
+# SparseVLM.
+
+
+@pytest.mark.parametrize(
+    ("counts", "left"),
+    [((300, 200, 110), (309, 204, 113)), ((303, 110, 36), (312, 117, 39)), ((66, 30, 17), (82, 32, 18))],
+)
+def test_sparsevlm_leaves_its_counts_and_the_merged_tokens(counts, left):
+    found, tokens = [], 576
+    for count in counts:
+        view = make_view((tokens,), 2, seed=tokens)
+        decision, _ = choose(Recycle(extra=True), view, (count,))
+        tokens = len(decision.kept[0])
+        found.append(tokens)
+        kept, merged = decision.kept[0][:count], decision.kept[0][count:]
+        assert kept == sorted(kept)
+        assert set(decision.merged) <= set(merged)
+        assert not set(kept) & {source for sources in decision.merged.values() for source in sources}
+    assert tuple(found) == left
+
+
+def test_sparsevlms_own_counts_are_those_of_the_plain_loops():
+    for seed in range(3):
+        view = make_view((60,), 4, seed)
+        found, _ = choose(Recycle(extra=True), view, (12,))
+        expected = sparsevlm_set(view, (12,), extra=True)
+        assert found.kept == expected.kept
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 100, 576])
+def test_with_merged_tokens_every_budget_comes_out(tokens):
+    for budget in range(tokens + 1):
+        kept = kept_beside_merged(tokens, budget)
+        dropped = tokens - kept
+        merged = (int(0.3 * dropped) + 1) // 10 + 1 if dropped else 0
+        assert kept + merged == budget or (kept == 0 and merged > budget) or budget == tokens == kept
+
+
+def test_raters_are_above_the_mean_and_never_none():
+    image = torch.eye(3)
+    text = torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    assert raters(image, text).tolist() == [False, False, False, True]
+    assert raters(image, text[:1]).tolist() == [True]
+    assert raters(image, torch.ones(4, 3)).tolist() == [True] * 4
+
+
+def test_raters_share_their_rows_equally():
+    view = make_view((16,), 6, seed=3)
+    _, weights = Recycle().score(seen_of(Recycle(), view))
+    chosen = weights[weights > 0]
+    assert 0 < len(chosen) < 6
+    torch.testing.assert_close(chosen, torch.full_like(chosen, 1 / len(chosen)))
+
+
+def test_density_peaks_find_the_groups_that_are_there():
+    generator = torch.Generator().manual_seed(0)
+    middles = 10 * torch.randn(3, 8, generator=generator)
+    vectors = (middles[:, None] + 0.1 * torch.randn(3, 5, 8, generator=generator)).flatten(0, 1)
+    centres, member = density_peaks(vectors, 3)
+    assert sorted(int(centre) // 5 for centre in centres) == [0, 1, 2]
+    assert all(len(set(member[5 * n : 5 * n + 5].tolist())) == 1 for n in range(3))
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(1, 1), (7, 1), (30, 4), (80, 9)])
+def test_density_peaks_are_those_of_plain_loops(count, clusters):
+    vectors = np.random.default_rng(count).standard_normal((count, 12))
+    centres, member = density_peaks(torch.tensor(vectors).float(), clusters)
+    expected = clusters_of(vectors, clusters)
+    assert centres.tolist() == [cluster[0] for cluster in expected]
+    found = [[n for n in range(count) if member[n] == place] for place in range(clusters)]
+    assert found == [sorted(cluster) for cluster in expected]
+
+
+def test_equal_vectors_are_one_cluster_around_the_first():
+    centres, member = density_peaks(torch.ones(6, 4), 1)
+    assert centres.tolist() == [0]
+    assert member.tolist() == [0] * 6
+
+
+# SparseVLM+.
+
+
+def test_gravity_at_no_distance_is_the_root_of_the_width():
+    assert gravity(torch.tensor([0]), 128).item() == pytest.approx(11.3137, abs=1e-4)
+
+
+def test_gravity_is_what_rope_makes_of_two_vectors_of_ones():
+    """Both halves of every pair are 1: their product under a rotation by the distance, over the root of the width."""
+    width, distances = 16, [0, 1, 5, 100, 700, 2000, 4060]
+    rate = [10000 ** (-2 * m / width) for m in range(width // 2)]
+    for distance in distances:
+        turned = [
+            (math.cos(distance * r) - math.sin(distance * r), math.sin(distance * r) + math.cos(distance * r))
+            for r in rate
+        ]
+        product = sum(a + b for a, b in turned) / math.sqrt(width)
+        assert gravity(torch.tensor([distance]), width).item() == pytest.approx(product, abs=1e-5)
+        assert rope_bias(distance, width) == pytest.approx(product, abs=1e-9)
+
+
+def test_gravity_of_long_prompts_is_no_correction():
+    """The specification's values for a width of 128."""
+    values = gravity(torch.tensor([2000, 4060]), 128)
+    assert values.tolist() == pytest.approx([0.33, -1.48], abs=0.01)
+    assert gravity(torch.arange(700), 128).min().item() == pytest.approx(1.19, abs=0.01)
+
+
+def test_only_the_best_heads_count():
+    view = make_view((16,), 5, seed=4)
+    one, _ = Gravity(heads=1).score(seen_of(Gravity(heads=1), view))
+    all_of_them, _ = Gravity().score(seen_of(Gravity(), view))
+    by_head = []
+    for head in range(HEADS_OF_LAYER):
+        alone = View(**{**vars(view), "attention": view.attention[head : head + 1]})
+        width = WIDTH // HEADS_OF_LAYER
+        by_head.append(Gravity(head_width=width).score(seen_of(Gravity(), alone))[0])
+    torch.testing.assert_close(all_of_them, torch.stack(by_head).mean(dim=0))
+    best = highest([float(scores.sum()) for scores in by_head], 1)[0]
+    torch.testing.assert_close(one, by_head[best])
+
+
+# DART.
+
+
+def test_dart_keeps_its_authors_counts():
+    assert [authors_count(target) for target in (192, 128, 64)] == [196, 132, 68]
+    assert [authors_count(target) for target in (7, 8, 15)] == [4, 12, 12]
+
+
+def test_dart_keeps_no_second_of_two_equal_tokens_while_others_are_left():
+    view = make_view((16,), 4, seed=5)
+    view.normed[3:19] = np.eye(16, WIDTH) + 0.01
+    view.hidden = view.normed / 2
+    pivots = [view.image[n] for n in highest([float(np.abs(view.keys[k]).sum()) for k in view.image], 4)]
+    twin = next(k for k in view.image if k not in pivots)
+    view.hidden[twin] = view.hidden[pivots[0]]
+    view.normed[twin] = view.normed[pivots[0]]
+    # Text pivots look like the first image pivot, so that nobody asks for its twin.
+    view.hidden[view.text], view.normed[view.text] = view.hidden[pivots[0]], view.normed[pivots[0]]
+    view.hidden[pivots[1:]], view.normed[pivots[1:]] = view.hidden[pivots[0]], view.normed[pivots[0]]
+    for keep in range(4, 16):
+        assert twin not in choose(LeastAlike(), view, (keep,))[0].kept[0]
+
+
+# Grids.
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keep", "rows", "columns"),
+    [
+        (576, 192, 12, 16),
+        (576, 144, 12, 12),
+        (576, 128, 8, 16),
+        (576, 64, 8, 8),
+        (576, 32, 4, 8),
+        (576, 16, 4, 4),
+        (576, 576, 24, 24),
+    ],
+)
+def test_a_grid_has_its_rows_and_columns(tokens, keep, rows, columns):
+    middles = [middle for middle, _ in grid_cells(tokens, keep)]
+    side = math.isqrt(tokens)
+    assert len(set(middles)) == keep
+    assert len({middle // side for middle in middles}) == rows
+    assert len({middle % side for middle in middles}) == columns
+    assert middles == sorted(middles)
+
+
+@pytest.mark.parametrize(("tokens", "keep"), [(576, 166), (300, 64), (575, 574), (5, 5), (576, 1), (576, 2), (4, 3)])
+def test_a_grids_cells_cover_all_and_hold_their_middles(tokens, keep):
+    cells = grid_cells(tokens, keep)
+    assert len(cells) == len({middle for middle, _ in cells}) == keep
+    assert {member for _, members in cells for member in members} == set(range(tokens))
+    assert all(middle in members for middle, members in cells)
+
+
+def test_pooling_is_torchs_adaptive_average():
+    for side, rows, columns in [(24, 12, 16), (24, 8, 8), (6, 4, 5), (7, 3, 3)]:
+        vectors = torch.randn(side * side, 3, generator=torch.Generator().manual_seed(side))
+        image = vectors.T.reshape(3, side, side)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(image[None], (rows, columns))[0].flatten(1).T
+        found = torch.stack([vectors[members].mean(dim=0) for _, members in grid_cells(side * side, rows * columns)])
+        torch.testing.assert_close(found, pooled)
+
+
+# Stages, budgets and depth.
+
+
+@pytest.mark.parametrize("method", [HIMAP, SPARSEVLM, SPARSEVLM_PLUS, ADAPTINFER, PYRAMIDDROP], ids=lambda m: m.name)
+def test_a_staged_methods_budget_is_what_stays_last(method):
+    counts = [stage.keep(576, 576) for stage in method.stages(method.layer, method.counts[-1], None)]
+    assert tuple(counts) == method.counts
+    for budget in (1, 16, 64, 192, 576):
+        counts = [stage.keep(576, 576) for stage in method.stages(method.layer, budget, None)]
+        assert counts[-1] == budget
+        assert all(budget <= later <= earlier <= 576 for earlier, later in pairwise(counts))
+    ratio = method.counts[-1] / 576
+    shares = [stage.keep(576, 576) for stage in method.stages(method.layer, None, ratio)]
+    assert shares == pytest.approx(list(method.counts), abs=1)
+
+
+@pytest.mark.parametrize("method", [HIMAP, SPARSEVLM, SPARSEVLM_PLUS, ADAPTINFER, PYRAMIDDROP], ids=lambda m: m.name)
+@pytest.mark.parametrize("depth", [4, 5, 6, 8, 12, 24, 32, 40, 80])
+def test_a_staged_method_fits_other_depths(method, depth):
+    moved = method.fitted(depth, 16)
+    plan = moved.plan(keep_tokens=2)
+    plan.check(depth, 16)
+    assert len(plan.stages) == len(method.layers)
+    assert depth != 32 or moved.layers == method.layers
+    exact = [(layer + 1) * depth / 32 - 1 for layer in method.layers]
+    if depth >= 24:
+        assert all(abs(layer - at) <= 1 for layer, at in zip(moved.layers, exact, strict=True))
+
+
+def test_layers_at_relative_depth():
+    assert relative_layers("x", (7, 15, 23), 32, 32) == (7, 15, 23)
+    assert relative_layers("x", (7, 15, 23), 32, 40) == (9, 19, 29)
+    assert relative_layers("x", (1, 7), 32, 6) == (0, 1)
+    assert relative_layers("x", (2, 6, 15), 32, 4) == (0, 1, 2)
+    assert relative_layers("x", (20, 25, 30), 32, 6) == (2, 3, 4)
+    with pytest.raises(
+        PlanError, match="x removes after 3 layers, but the model has 3 decoder layers: it needs at least 4"
+    ):
+        relative_layers("x", (2, 6, 15), 32, 3)
+
+
+def test_stages_that_do_not_fit_together_are_refused():
+    with pytest.raises(PlanError, match="has 1 scorers, 2 layers and 2 counts"):
+        Staged("x", "x", "", (UNIFORM,), (1, 2), (4, 2))
+    with pytest.raises(PlanError, match="counts is \\(2, 4\\)"):
+        Staged("x", "x", "", (UNIFORM, UNIFORM), (1, 2), (2, 4))
+
+
+def test_text_weighting_over_several_stages():
+    method = Staged("x", "x", "", (TextWeighting(), TextWeighting(heads="per_head")), (1, 3), (8, 4))
+    assert [(stage.layer, stage.keep_tokens) for stage in method.stages(1, 3, None)] == [(1, 6), (3, 3)]
+    assert isinstance(method.stages(1, 3, None)[0], Stage)
