@@ -35,8 +35,16 @@ def sweep(
         ),
     ] = False,
     num_samples: Annotated[str, typer.Option(help="The first N documents, or `all`.")] = "50",
-    pruning_layer: Annotated[int, typer.Option(help="Image tokens leave after this layer, counted from 0.")] = 2,
-    tokens: Annotated[str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64.")] = "576:16:-10",
+    pruning_layer: Annotated[
+        str,
+        typer.Option(help="Image tokens leave after this layer, counted from 0. Several, 0,1,2,3, or all: a map."),
+    ] = "2",
+    tokens: Annotated[
+        str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64. 0: all image tokens leave.")
+    ] = "576:16:-10",
+    budget: Annotated[
+        str, typer.Option(help="What --tokens counts: keep_tokens, or equivalent_tokens, the mean over the layers.")
+    ] = "keep_tokens",
     strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "text_weighted,fastv,random,none",
     text_scope: Annotated[
         str, typer.Option(help="The text that weighs: after (the image), all, or the question alone.")
@@ -53,7 +61,9 @@ def sweep(
     ] = None,
     fast_v_image_token_length: Annotated[int | None, typer.Option(help="Image tokens; checked, never assumed.")] = None,
     ranks: Annotated[bool, typer.Option(help="Measure the last layer's ranks.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the random strategy.")] = 0,
+    seed: Annotated[
+        str, typer.Option(help="Of strategies that draw. Several, 0,1,2: their mean, with its spread.")
+    ] = "0",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …; a GPU where there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,

@@ -10,10 +10,11 @@ from typing import Any
 from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.names import OWN_LAYERS
 
 
 def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
-    """One run for each strategy and budget of an experiment's JSON.
+    """One run for each strategy, layer and budget of an experiment's JSON. Several seeds are one run, of their means.
 
     Raises InputError when it or its answers are missing or not whole, and for a metric that is not the sweep's.
     """
@@ -25,12 +26,12 @@ def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
     if metrics.get(task, metric) != metric:
         raise InputError(f"metric {metrics[task]!r} is not in the sweep {str(path)!r}: it has {metric}")
     answers = path.with_suffix(".answers.jsonl")
-    points: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+    points: dict[tuple[str, int | None, int | None], list[dict[str, Any]]] = {}
     for line in read_lines(answers):
-        points.setdefault((line["strategy"], line["tokens"]), []).append(line)
+        points.setdefault((line["strategy"], line.get("layer"), line["tokens"]), []).append(line)
     runs = []
-    for (strategy, budget), lines in points.items():
-        documents = {line["document"]: _document(line) for line in lines}
+    for (strategy, layer, budget), lines in points.items():
+        documents = _documents(lines)
         if len(documents) != meta["num_samples"]:
             raise InputError(
                 f"run {str(answers)!r} has {len(documents)} of {meta['num_samples']} documents for {strategy} at "
@@ -50,8 +51,8 @@ def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
             "dtype": meta.get("dtype"),
             "text_scope": meta.get("text_scope"),
             "keep_scope": meta.get("keep_scope"),
-            "seed": meta.get("seed"),
-            "leave_after": meta.get("pruning_layer") if budget is not None else None,
+            "seed": "+".join(map(str, meta["seed"])) if isinstance(meta.get("seed"), list) else meta.get("seed"),
+            "leave_after": _leave_after(data, strategy, layer, budget),
         }
         runs.append(
             Run(
@@ -69,5 +70,24 @@ def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
     return runs
 
 
-def _document(line: dict[str, Any]) -> Document:
-    return Document(digest(str(line["target"])), None, float(line["score"]), pictured=line.get("digest"))
+def _documents(lines: list[dict[str, Any]]) -> dict[int, Document]:
+    """By number. The score of one that was answered with several seeds is their mean."""
+    scores: dict[int, list[float]] = {}
+    for line in lines:
+        scores.setdefault(line["document"], []).append(float(line["score"]))
+    return {
+        line["document"]: Document(
+            digest(str(line["target"])), None, fmean(scores[line["document"]]), pictured=line.get("digest")
+        )
+        for line in lines
+    }
+
+
+def _leave_after(data: dict[str, Any], strategy: str, layer: int | None, budget: int | None) -> Any:
+    """The layer after which tokens leave, or all of them, as `7+15+23`. Sweeps of older versions have one for all."""
+    block = data["strategies"][strategy]
+    block = block.get(OWN_LAYERS if layer is None else str(layer), block)
+    if "plans" not in block:
+        return None if budget is None else data["meta"].get("pruning_layer")
+    stages = block["plans"][0 if budget is None else block["tokens"].index(budget)]["stages"]
+    return "+".join(str(stage["leave_after"]) for stage in stages) or None

@@ -97,8 +97,9 @@ class Scorer(ABC):
     """Gives every image token of one prompt a score; those with the highest stay. To be held by a `plan.Stage`.
 
     name: what logs, results and errors call it. reads: the rows that it needs. per_head, needs_keys, needs_embeddings:
-    what else of `Seen` it needs. An instance is used for many prompts, so it keeps nothing of them; two scorers that
-    are equal (`==`) are taken for one and run once. One that does not just keep the best overrides `choose`.
+    what else of `Seen` it needs. draws: whether another `Seen.seed` may give other scores. An instance is used for many
+    prompts, so it keeps nothing of them; two scorers that are equal (`==`) are taken for one and run once. One that
+    does not just keep the best overrides `choose`.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Scorer(ABC):
     per_head: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:

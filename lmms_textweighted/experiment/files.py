@@ -6,33 +6,56 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import IO, Any
 
-from lmms_textweighted.experiment.points import Curve, Outcome, Point
+from lmms_textweighted.experiment.grid import Point
+from lmms_textweighted.experiment.names import OWN_LAYERS
+from lmms_textweighted.experiment.outcomes import Curve, Outcome
 from lmms_textweighted.statistics import mean_interval
 
 MAIN_STRATEGY = "text_weighted"
 
 
 def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
-    """One strategy's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null."""
-    intervals = [mean_interval([o.score for o in outcomes]) for outcomes in curve.outcomes]
+    """One curve's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null.
+
+    image_tokens: of a picture, where nothing leaves.
+
+    With several seeds every figure is the mean over documents and seeds. The interval is of the documents' means over
+    the seeds: a document's answers hang together, the draws of two documents do not. `accuracy_spread` is the standard
+    deviation of the seeds' accuracies.
+    """
+    intervals = [mean_interval(curve.document_scores(place)) for place in range(len(curve.budgets))]
+    points = [curve.all_of(place) for place in range(len(curve.budgets))]
     return {
-        "tokens": [image_tokens if budget is None else budget for budget in curve.budgets],
-        "accuracies": [fmean(o.score for o in outcomes) for outcomes in curve.outcomes],
+        "layer": curve.layer,
+        "tokens": [_tokens(curve, place, image_tokens) for place in range(len(curve.budgets))],
+        "accuracies": [fmean(o.score for o in outcomes) for outcomes in points],
         "accuracy_low": [low for low, _ in intervals],
         "accuracy_high": [high for _, high in intervals],
-        "exact_equality": [fmean(o.exact for o in outcomes) for outcomes in curve.outcomes],
-        "numeric_ranks": [_mean([o.numeric_rank for o in outcomes]) for outcomes in curve.outcomes],
-        "effective_ranks": [_mean([o.effective_rank for o in outcomes]) for outcomes in curve.outcomes],
-        "equivalent_tokens": [fmean(o.equivalent_tokens for o in outcomes) for outcomes in curve.outcomes],
-        "flops_ratio": [fmean(o.flops_ratio for o in outcomes) for outcomes in curve.outcomes],
+        "exact_equality": [fmean(o.exact for o in outcomes) for outcomes in points],
+        "numeric_ranks": [_mean([o.numeric_rank for o in outcomes]) for outcomes in points],
+        "effective_ranks": [_mean([o.effective_rank for o in outcomes]) for outcomes in points],
+        "equivalent_tokens": [fmean(o.equivalent_tokens for o in outcomes) for outcomes in points],
+        "flops_ratio": [fmean(o.flops_ratio for o in outcomes) for outcomes in points],
+        **(_by_seed(curve) if len(curve.seeds) > 1 else {}),
+        "plans": [plan.to_dict() for plan in curve.plans],
     }
 
 
 def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: int, image_tokens: int) -> dict[str, Any]:
-    """The whole result. The published keys stand at the top, for the text-weighted strategy where it was run."""
+    """The whole result.
+
+    Of one pruning layer: the published keys at the top, for the text-weighted strategy where it was run, and a block a
+    strategy. Of several (`meta["pruning_layer"]` is a list): in each strategy's place a block for each layer.
+    """
+    if isinstance(meta["pruning_layer"], list):
+        maps: dict[str, dict[str, Any]] = {}
+        for curve in curves:
+            key = OWN_LAYERS if curve.layer is None else str(curve.layer)
+            maps.setdefault(curve.strategy, {})[key] = summarise(curve, image_tokens)
+        return {"strategies": maps, "meta": meta}
     blocks = {curve.strategy: summarise(curve, image_tokens) for curve in curves}
     top: dict[str, Any] = {}
     if MAIN_STRATEGY in blocks:
@@ -48,6 +71,16 @@ def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: in
         for figure in ("equivalent_tokens", "flops_ratio")
     }
     return {**top, "strategies": blocks, "meta": {**meta, **costs}}
+
+
+def blocks_of(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(strategy, block) of every curve of a result, of one layer or of several."""
+    several = isinstance(data["meta"]["pruning_layer"], list)
+    return [
+        (strategy, block)
+        for strategy, found in data["strategies"].items()
+        for block in (found.values() if several else [found])
+    ]
 
 
 @contextmanager
@@ -67,9 +100,35 @@ def write_answers(
 ) -> None:
     """JSON lines, one a point of one document, written at once: a run that dies keeps what it has."""
     for point, outcome in zip(points, outcomes, strict=True):
-        line = {"strategy": point.strategy, "tokens": point.budget, **document, **vars(outcome)}
+        line = {
+            "strategy": point.strategy,
+            "layer": point.layer,
+            "tokens": point.budget,
+            "seed": point.seed,
+            **document,
+            **vars(outcome),
+        }
         file.write(json.dumps(line) + "\n")
     file.flush()
+
+
+def _tokens(curve: Curve, place: int, image_tokens: int) -> int:
+    """A point's budget. Where the method's name says it, what was kept; where nothing leaves, all image tokens."""
+    budget = curve.budgets[place]
+    if budget is None and curve.plans[place].stages:
+        return round(fmean(o.kept_tokens for o in curve.all_of(place)))
+    return image_tokens if budget is None else budget
+
+
+def _by_seed(curve: Curve) -> dict[str, Any]:
+    accuracies = [[fmean(o.score for o in documents) for documents in seeds] for seeds in curve.outcomes]
+    return {
+        "seeds": curve.seeds,
+        "accuracies_by_seed": {
+            str(s): list(row) for s, row in zip(curve.seeds, zip(*accuracies, strict=True), strict=True)
+        },
+        "accuracy_spread": [stdev(row) for row in accuracies],
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

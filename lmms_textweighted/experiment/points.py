@@ -1,103 +1,27 @@
-"""The experiment: accuracy and ranks of every strategy at every budget, each document prefilled once."""
+"""One document at every point of a sweep. Points that remove once share a prefill with all others of their layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefill_flops
 from lmms_textweighted.engine.decoder import find_decoder
-from lmms_textweighted.engine.fanout import Continuation, Prefix, continue_prefix, row_lengths
-from lmms_textweighted.engine.plan import Plan, Stage
-from lmms_textweighted.errors import PlanError
+from lmms_textweighted.engine.fanout import Continuation, Prefix, can_share, continue_prefix, row_lengths
+from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.experiment.alone import answer_alone
+from lmms_textweighted.experiment.grid import Point, check_points, make_points
+from lmms_textweighted.experiment.outcomes import Outcome
 from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
-from lmms_textweighted.methods import Method, find_method
 from lmms_textweighted.prompts import Message
 
+__all__ = ["Outcome", "Point", "check_points", "make_points", "run_document"]
+
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
-
-
-@dataclass(frozen=True)
-class Point:
-    """One strategy at one budget. budget None: nothing is removed."""
-
-    strategy: str
-    budget: int | None
-    plan: Plan
-
-    @property
-    def stage(self) -> Stage | None:
-        """The plan's one stage, if it removes anything."""
-        return self.plan.stages[0] if self.plan.stages else None
-
-
-@dataclass
-class Outcome:
-    """What one point did with one document."""
-
-    answer: str
-    score: float
-    exact: bool
-    numeric_rank: float | None
-    effective_rank: float | None
-    image_tokens: int
-    kept_tokens: int
-    equivalent_tokens: float
-    flops_ratio: float
-
-
-@dataclass
-class Curve:
-    """One strategy's outcomes: for each budget, largest first, one outcome a document."""
-
-    strategy: str
-    budgets: list[int | None]
-    outcomes: list[list[Outcome]] = field(default_factory=list)
-
-
-def make_points(
-    strategies: Sequence[str | Method],
-    budgets: Sequence[int],
-    pruning_layer: int | None,
-    *,
-    text_scope: str = "after",
-    keep_scope: str = "image",
-) -> list[Point]:
-    """All points of a sweep, strategy by strategy. strategies: as for `find_method`.
-
-    Raises PlanError as `find_method` and `Method.plan` do, without a strategy, and for two of one name.
-    """
-    if not strategies:
-        raise PlanError("strategies is empty: name at least one, as in text_weighted,fastv,random,none")
-    points: list[Point] = []
-    for strategy in strategies:
-        method = find_method(strategy)
-        if any(point.strategy == method.name for point in points):
-            raise PlanError(f"strategies names {method.name!r} twice: give each method a name of its own")
-        layer = pruning_layer if method.layer is None else None
-        for budget in budgets if method.takes_budget else (None,):
-            plan = method.plan(pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope)
-            points.append(Point(method.name, budget, plan))
-    return points
-
-
-def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
-    """Raise PlanError when a point does not fit the model, or the fan-out: it removes once, where it scores."""
-    layers = llava.model.config.get_text_config().num_hidden_layers
-    for point in points:
-        once = len(point.plan.stages) <= 1 and all(
-            stage.scored_at == stage.layer and stage.keep_tokens is not None for stage in point.plan.stages
-        )
-        if not once:
-            raise PlanError(
-                f"strategy {point.strategy!r} removes more than once, scores elsewhere or keeps a share: the sweep "
-                f"runs plans of one stage, use lmms-eval"
-            )
-        point.plan.check(layers, llava.tokens_per_image if point.plan.keep_scope == "image" else None)
 
 
 def run_document(
@@ -109,16 +33,47 @@ def run_document(
     ranks: bool,
     judge: Callable[[str], tuple[float, bool]],
 ) -> list[Outcome]:
-    """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target)."""
-    encoded = llava.encode([[message]], question=any(point.plan.text_scope == "question" for point in points))
+    """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target).
+
+    Points whose plan `can_share` go on from one prefill a layer and text scope; each other plan runs by itself, once.
+    """
+    outcomes: list[Outcome | None] = [None] * len(points)
+    shared = [place for place, point in enumerate(points) if can_share(point.plan)]
+    for place, outcome in _shared(llava, message, points, shared, decoding, ranks, judge).items():
+        outcomes[place] = outcome
+    alone: dict[Plan, Outcome] = {}
+    for place, point in enumerate(points):
+        if outcomes[place] is None:
+            plan = replace(point.plan, name="")
+            if plan not in alone:
+                alone[plan] = answer_alone(llava, message, plan, decoding=decoding, ranks=ranks, judge=judge)
+            outcomes[place] = replace(alone[plan])
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _shared(
+    llava: PrunedLlava,
+    message: Message,
+    points: Sequence[Point],
+    shared: Sequence[int],
+    decoding: Decoding,
+    ranks: bool,
+    judge: Callable[[str], tuple[float, bool]],
+) -> dict[int, Outcome]:
+    """The outcomes of the points that go on from a shared prefix, by their places."""
+    outcomes: dict[int, Outcome] = {}
+    if not shared:
+        return outcomes
+    asked = any(points[place].plan.text_scope == "question" for place in shared)
+    encoded = llava.encode([[message]], question=asked)
     decoding = llava.stopping(decoding)
     shape = DecoderShape.from_config(find_decoder(llava.model).config)
-    outcomes: list[Outcome | None] = [None] * len(points)
-    default_layer = next((point.stage.layer for point in points if point.stage), 0)
-    default_scope = next((point.plan.text_scope for point in points if point.stage), "after")
+    first = next((points[place] for place in shared if points[place].stage), None)
+    anywhere = (first.stage.layer, first.plan.text_scope) if first and first.stage else (0, "after")
     groups: dict[tuple[int, str], list[int]] = {}
-    for place, point in enumerate(points):
-        where = (point.stage.layer, point.plan.text_scope) if point.stage else (default_layer, default_scope)
+    for place in shared:
+        stage = points[place].stage
+        where = (stage.layer, points[place].plan.text_scope) if stage else anywhere
         groups.setdefault(where, []).append(place)
     with torch.inference_mode():
         for (layer, scope), here in sorted(groups.items()):
@@ -148,7 +103,7 @@ def run_document(
                     equivalent_tokens=equivalent_tokens(images),
                     flops_ratio=prefill_flops(shape, lengths) / prefill_flops(shape, whole),
                 )
-    return [outcome for outcome in outcomes if outcome is not None]
+    return outcomes
 
 
 def _continue(
@@ -165,6 +120,7 @@ def _continue(
             images = prefix.keep(stage.scorer, stage.keep_tokens, points[place].plan.keep_scope)
         scope = points[place].plan.keep_scope
         key: Any = None if stage is None or len(images) == sum(sizes) else (stage.scorer, stage.keep_tokens, scope)
+        key = "none stays" if sizes and not len(images) else key
         kept[key] = images
         rows.setdefault(key, []).append(place)
     # Rows of similar length share a batch, so that little of it is filler.
@@ -179,13 +135,3 @@ def _continue(
         for key, outcome in zip(batch, done, strict=True):
             for place in rows[key]:
                 yield place, outcome, len(kept[key])
-
-
-def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> list[Curve]:
-    """Turn outcomes by document into curves by strategy."""
-    curves: dict[str, Curve] = {}
-    for place, point in enumerate(points):
-        curve = curves.setdefault(point.strategy, Curve(point.strategy, []))
-        curve.budgets.append(point.budget)
-        curve.outcomes.append([outcomes[place] for outcomes in documents])
-    return list(curves.values())

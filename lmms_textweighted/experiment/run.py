@@ -5,28 +5,32 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.errors import InputError, describe, unknown
 from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
-from lmms_textweighted.experiment.names import file_name
-from lmms_textweighted.experiment.points import Outcome, Point, check_points, collect, make_points, run_document
-from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
+from lmms_textweighted.experiment.grid import LeftOut, Point, check_points, make_grid
+from lmms_textweighted.experiment.names import AXES, file_name
+from lmms_textweighted.experiment.outcomes import Outcome, collect
+from lmms_textweighted.experiment.points import run_document
+from lmms_textweighted.experiment.ranges import parse_layers, parse_samples, parse_seeds, parse_tokens
+from lmms_textweighted.experiment.tables import print_tables
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
-from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
+from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths, geometry_of
+from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.parallel.processes import gather, join, placed, share, world
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import check_template, render
@@ -40,7 +44,8 @@ _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "numpy")
 class Experiment:
     """The sweep's options, checked. num_samples None: all documents. conv_mode None: the checkpoint's.
 
-    task is not used where there is a question_file.
+    task is not used where there is a question_file. layers None: every layer that can prune. seeds: of strategies that
+    draw; the first is the run's.
     """
 
     model_path: str
@@ -50,15 +55,16 @@ class Experiment:
     image_folder: Path | None
     skip_missing: bool
     num_samples: int | None
-    pruning_layer: int
+    layers: list[int] | None
     tokens: list[int]
-    points: list[Point]
+    budget: str
+    strategies: list[str]
     text_scope: str
     keep_scope: str
     single_pred_prompt: bool
     stated: StatedLengths
     ranks: bool
-    seed: int
+    seeds: list[int]
     load_options: LoadOptions
     output_dir: Path
 
@@ -70,16 +76,13 @@ class Experiment:
                 f"model_base is {options['model_base']!r}: LoRA checkpoints in liuhaotian format are not supported, "
                 "merge them first"
             )
-        tokens = parse_tokens(_joined(options["tokens"]))
-        strategies = [name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()]
-        whole = {name: _whole(name, options[name]) for name in ("pruning_layer", "seed")}
         stated = [_whole(name, options[name]) for name in ("fast_v_sys_length", "fast_v_image_token_length")]
         text_scope, keep_scope = str(options["text_scope"]), str(options["keep_scope"])
         task, question_file, image_folder = _source(options)
         aspect_ratio = options["image_aspect_ratio"]
         output_dir = Path(str(options["output_dir"]))
         check_writable(output_dir)
-        return cls(
+        experiment = cls(
             model_path=str(options["model_path"]),
             conv_mode=options["conv_mode"] and check_template(options["conv_mode"]),
             task=task,
@@ -87,17 +90,16 @@ class Experiment:
             image_folder=image_folder,
             skip_missing=_flag(options, "skip_missing"),
             num_samples=parse_samples(options["num_samples"]),
-            pruning_layer=whole["pruning_layer"],
-            tokens=tokens,
-            points=make_points(
-                strategies, tokens, whole["pruning_layer"], text_scope=text_scope, keep_scope=keep_scope
-            ),
+            layers=parse_layers(_joined(options["pruning_layer"])),
+            tokens=parse_tokens(_joined(options["tokens"])),
+            budget=_budget(options["budget"]),
+            strategies=[name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()],
             text_scope=text_scope,
             keep_scope=keep_scope,
             single_pred_prompt=_flag(options, "single_pred_prompt"),
             stated=StatedLengths(*stated),
             ranks=_flag(options, "ranks"),
-            seed=whole["seed"],
+            seeds=parse_seeds(_joined(options["seed"])),
             load_options=LoadOptions(
                 device=options["device"],
                 dtype=str(options["dtype"]),
@@ -108,6 +110,22 @@ class Experiment:
                 image_aspect_ratio=aspect_ratio and check_aspect_ratio(aspect_ratio),
             ),
             output_dir=output_dir,
+        )
+        experiment.grid()  # what can be said without the model is said before it is loaded
+        return experiment
+
+    def grid(self, geometry: Geometry | None = None) -> tuple[list[Point], list[LeftOut]]:
+        """The points for a model, and those that their method refuses. See `make_grid`."""
+        layers = list(range(max(1, geometry.layers - 1 if geometry else 0))) if self.layers is None else self.layers
+        return make_grid(
+            self.strategies,
+            self.tokens,
+            layers,
+            text_scope=self.text_scope,
+            keep_scope=self.keep_scope,
+            seeds=self.seeds,
+            kind="keep_tokens" if geometry is None else self.budget,
+            geometry=geometry,
         )
 
 
@@ -139,27 +157,32 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     decoding = documents.decoding
     options = experiment.load_options if state is None else placed(experiment.load_options, state)
     model, processor = load(experiment.model_path, options)
-    llava = PrunedLlava(model, processor, template=experiment.conv_mode, seed=experiment.seed, stated=experiment.stated)
+    llava = PrunedLlava(
+        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
+    )
     if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
-    check_points(experiment.points, llava)
-    partial = _partial(experiment)
-    own = _answer_all(experiment, llava, documents, decoding, partial, console)
-    answered = sorted(gather(own), key=lambda document: document.row["document"])
     layers = model.config.get_text_config().num_hidden_layers
+    points, left_out = experiment.grid(geometry_of(model))
+    check_points(points, llava)
+    for point in left_out:
+        console.print(f"left out: {point}", soft_wrap=True, markup=False, highlight=False)
+    partial = _partial(experiment)
+    own = _answer_all(experiment, points, llava, documents, decoding, partial, console)
+    answered = sorted(gather(own), key=lambda document: document.row["document"])
     outcomes = [document.outcomes for document in answered]
     # Where the number differs from picture to picture, no pruning stands at its mean.
     seen_tokens = [row[0].image_tokens for row in outcomes if row[0].image_tokens]
     image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
     data = experiment_data(
-        collect(experiment.points, outcomes),
-        _meta(experiment, llava, documents, answered, layers),
+        collect(points, outcomes),
+        _meta(experiment, llava, documents, answered, left_out, layers),
         layers=layers,
         image_tokens=image_tokens,
     )
     if main:
-        _write(experiment, data, answered)
-        console.print(_table(data))
+        _write(experiment, points, data, answered)
+        print_tables(data, console)
         for name in ("json", "png"):
             console.print(f"wrote {_target(experiment, name)}", soft_wrap=True)
     if state is not None:
@@ -171,6 +194,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
 
 def _answer_all(
     experiment: Experiment,
+    points: Sequence[Point],
     llava: PrunedLlava,
     documents: Documents,
     decoding: Decoding,
@@ -187,7 +211,7 @@ def _answer_all(
     )
     numbers, answered = share(len(documents)), []
     with Progress(*columns, console=console, disable=console.quiet) as progress, partial.open("w") as file:
-        label = f"{len(numbers)} documents x {len(experiment.points)} points"
+        label = f"{len(numbers)} documents x {len(points)} points"
         for number in progress.track(numbers, description=label):
             document = documents[number]
             row = {"document": document.number, "id": document.id, "digest": document.digest, "target": document.target}
@@ -196,10 +220,10 @@ def _answer_all(
                     row=row,
                     choices=len(document.fields.get("choices") or ()),
                     prompt=None if number else render(str(llava.template), [document.message], llava.processor),
-                    outcomes=_answer(experiment, llava, documents, document, decoding),
+                    outcomes=_answer(experiment, points, llava, documents, document, decoding),
                 )
             )
-            write_answers(file, row, experiment.points, answered[-1].outcomes)
+            write_answers(file, row, points, answered[-1].outcomes)
     return answered
 
 
@@ -217,14 +241,19 @@ def _documents(experiment: Experiment) -> Documents:
 
 
 def _answer(
-    experiment: Experiment, llava: PrunedLlava, documents: Documents, document: Document, decoding: Decoding
+    experiment: Experiment,
+    points: Sequence[Point],
+    llava: PrunedLlava,
+    documents: Documents,
+    document: Document,
+    decoding: Decoding,
 ) -> list[Outcome]:
     """One document at every point. Raises InputError that names the document, whatever went wrong with it."""
     try:
         return run_document(
             llava,
             document.message,
-            experiment.points,
+            points,
             decoding=decoding,
             ranks=experiment.ranks,
             judge=lambda answer: (documents.score(document, answer), answer.strip() == document.target.strip()),
@@ -233,7 +262,7 @@ def _answer(
         raise InputError(f"{document.name}: {describe(error)}") from error
 
 
-def _write(experiment: Experiment, data: dict[str, Any], answered: list[_Answered]) -> None:
+def _write(experiment: Experiment, points: Sequence[Point], data: dict[str, Any], answered: list[_Answered]) -> None:
     """The three files, the JSON last: where it is new, so are the others."""
     from lmms_textweighted.experiment.picture import draw  # matplotlib is slow to import
 
@@ -243,13 +272,13 @@ def _write(experiment: Experiment, data: dict[str, Any], answered: list[_Answere
         )
         with answers.open("w") as file:
             for document in answered:
-                write_answers(file, document.row, experiment.points, document.outcomes)
+                write_answers(file, document.row, points, document.outcomes)
         draw(picture, data)
         write_json(json_file, data)
 
 
 def _target(experiment: Experiment, ending: str) -> Path:
-    return experiment.output_dir / file_name(experiment.pruning_layer, ending)
+    return experiment.output_dir / file_name(experiment.layers, ending)
 
 
 def _partial(experiment: Experiment) -> Path:
@@ -259,9 +288,15 @@ def _partial(experiment: Experiment) -> Path:
 
 
 def _meta(
-    experiment: Experiment, llava: PrunedLlava, documents: Documents, answered: list[_Answered], layers: int
+    experiment: Experiment,
+    llava: PrunedLlava,
+    documents: Documents,
+    answered: list[_Answered],
+    left_out: Sequence[LeftOut],
+    layers: int,
 ) -> dict[str, Any]:
     digests = [document.row["digest"] for document in answered]
+    asked = list(range(layers - 1)) if experiment.layers is None else experiment.layers
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,
@@ -277,11 +312,13 @@ def _meta(
         "conv_mode": llava.template,
         "prompt_example": answered[0].prompt if answered else None,
         "image_aspect_ratio": llava.image_aspect_ratio,
-        "pruning_layer": experiment.pruning_layer,
+        "pruning_layer": asked if experiment.layers is None or len(asked) > 1 else asked[0],
+        "budget": experiment.budget,
         "text_scope": experiment.text_scope,
         "keep_scope": experiment.keep_scope,
         "layer_numbering": "from 0; image tokens leave after this layer",
-        "seed": experiment.seed,
+        "seed": experiment.seeds[0] if len(experiment.seeds) == 1 else experiment.seeds,
+        "left_out": [asdict(point) for point in left_out],
         "rank_note": (
             "a causal image-to-image block is triangular with a positive diagonal, so its exact rank is the number of "
             "kept tokens; the numeric rank counts what the tolerance of 1e-6 hides"
@@ -291,27 +328,10 @@ def _meta(
     }
 
 
-def _table(data: dict[str, Any]) -> Table:
-    """Accuracy by budget and strategy; with the cost of a budget where it is the same for every strategy."""
-    blocks = data["strategies"]
-    pruned = [block for name, block in blocks.items() if name != "none"] or list(blocks.values())
-    budgets = sorted({count for block in blocks.values() for count in block["tokens"]}, reverse=True)
-    costs = pruned[0] if all(block["equivalent_tokens"] == pruned[0]["equivalent_tokens"] for block in pruned) else None
-    table = Table(title=f"accuracy of the pruned model, {data['meta']['num_samples']} questions")
-    for heading in ("image tokens", *(("equivalent", "FLOPs") if costs else ()), *blocks):
-        table.add_column(heading, justify="right", overflow="fold")
-    for budget in budgets:
-        row = [str(budget)]
-        if costs:
-            if budget in costs["tokens"]:
-                place = costs["tokens"].index(budget)
-                row += [f"{costs['equivalent_tokens'][place]:.0f}", f"{costs['flops_ratio'][place]:.0%}"]
-            else:
-                row += ["", ""]
-        for block in blocks.values():
-            row.append(f"{block['accuracies'][block['tokens'].index(budget)]:.1%}" if budget in block["tokens"] else "")
-        table.add_row(*row)
-    return table
+def _budget(name: Any) -> str:
+    if name not in AXES:
+        raise InputError(unknown("budget", name, AXES))
+    return name
 
 
 def _whole(name: str, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -28,6 +29,7 @@ class RandomOrder(Scorer):
 
     name: str = "random"
     reads: Rows = Rows.NONE
+    draws: ClassVar[bool] = True
 
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         scores = random_scores(len(seen.image), seen.key, seen.seed).to(seen.image.device)

@@ -1,0 +1,63 @@
+"""What the points of a sweep did, document by document, and as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.experiment.grid import Point
+
+
+@dataclass
+class Outcome:
+    """What one point did with one document."""
+
+    answer: str
+    score: float
+    exact: bool
+    numeric_rank: float | None
+    effective_rank: float | None
+    image_tokens: int
+    kept_tokens: int
+    equivalent_tokens: float
+    flops_ratio: float
+
+
+@dataclass
+class Curve:
+    """One strategy's outcomes after one layer: for each budget, largest first, for each seed, one outcome a document.
+
+    layer: as `Point.layer`. seeds: those that it drew from; [None] where the run's is the only one.
+    """
+
+    strategy: str
+    layer: int | None
+    seeds: list[int | None]
+    budgets: list[int | None] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+    outcomes: list[list[list[Outcome]]] = field(default_factory=list)
+
+    def all_of(self, place: int) -> list[Outcome]:
+        """The outcomes at one budget, of all seeds."""
+        return [outcome for documents in self.outcomes[place] for outcome in documents]
+
+    def document_scores(self, place: int) -> list[float]:
+        """Each document's score at one budget: its mean over the seeds."""
+        return [fmean(o.score for o in outcomes) for outcomes in zip(*self.outcomes[place], strict=True)]
+
+
+def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> list[Curve]:
+    """Turn outcomes by document into curves by strategy and layer, in the points' order."""
+    curves: dict[tuple[str, int | None], Curve] = {}
+    for place, point in enumerate(points):
+        curve = curves.setdefault((point.strategy, point.layer), Curve(point.strategy, point.layer, []))
+        if point.seed not in curve.seeds:
+            curve.seeds.append(point.seed)
+        if point.budget not in curve.budgets:
+            curve.budgets.append(point.budget)
+            curve.plans.append(point.plan)
+            curve.outcomes.append([])
+        curve.outcomes[curve.budgets.index(point.budget)].append([outcomes[place] for outcomes in documents])
+    return list(curves.values())

@@ -1,0 +1,135 @@
+"""A sweep's result in the terminal: one table where it fits, else in parts. No name and no number is broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmms_textweighted.experiment.files import blocks_of
+from lmms_textweighted.experiment.names import AXES, axis
+
+Row = tuple[str, dict[str, Any]]
+
+
+def print_tables(data: dict[str, Any], console: Console) -> None:
+    """Accuracy of every curve at every budget, and what each budget costs.
+
+    Where all strategies cost the same and the table fits, budgets stand in rows; else strategies do, in groups of equal
+    cost, smallest layer first.
+    """
+    rows = blocks_of(data)
+    pruned = [row for row in rows if row[0] != "none"] or rows
+    budgets = _budgets(rows)
+    wide = console.options.update(width=10_000)
+
+    def fits(table: Table) -> bool:
+        return console.measure(table, options=wide).maximum <= console.width
+
+    alike = len({_cost(block) for _, block in pruned}) == 1 and not any("seeds" in block for _, block in rows)
+    upright = _upright(data, rows, budgets)
+    if alike and (fits(upright) or len(budgets) > len(rows)):
+        _print_parts(console, fits, [row[0] for row in rows], lambda some: _upright(data, _named(rows, some), budgets))
+    else:
+        _print_parts(console, fits, _budgets(pruned), lambda some: _lying(data, pruned, some))
+    console.print(_note(data, rows), markup=False, highlight=False)
+
+
+def _print_parts(
+    console: Console, fits: Callable[[Table], bool], items: Sequence[Any], make: Callable[[Sequence[Any]], Table]
+) -> None:
+    """The table of all items, or several of about equal width, as few as fit."""
+    for parts in range(1, len(items) + 1):
+        size = math.ceil(len(items) / parts)
+        tables = [make(items[start : start + size]) for start in range(0, len(items), size)]
+        if all(map(fits, tables)) or size == 1:
+            break
+    for table in tables:
+        console.print(table)
+
+
+def _upright(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[int]) -> Table:
+    """Budgets in rows, strategies in columns, and what a budget costs all of them."""
+    costs = next((block for name, block in rows if name != "none"), rows[0][1])
+    table = Table(title=_title(data))
+    counted = "image tokens" if axis(data["meta"]) == AXES["keep_tokens"] else "asked"
+    for heading in (counted, "equivalent", "FLOPs", *(name for name, _ in rows)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for budget in budgets:
+        cells = [str(budget), _at(costs, budget, "equivalent_tokens", "{:.0f}"), _at(costs, budget, "flops_ratio")]
+        cells += [_at(block, budget, "accuracies", "{:.1%}") for _, block in rows]
+        table.add_row(*cells)
+    return table
+
+
+def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[int]) -> Table:
+    """Strategies in rows, budgets in columns; strategies that cost the same stand together, below their cost."""
+    table = Table(title=_title(data))
+    table.add_column(axis(data["meta"]), no_wrap=True)
+    for budget in budgets:
+        table.add_column(str(budget), justify="right", no_wrap=True)
+    groups: dict[Any, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: _layers(row[1])):
+        groups.setdefault((_layers(row[1]), _cost(row[1])), []).append(row)
+    for (layers, _), members in groups.items():
+        first = members[0][1]
+        table.add_row(_where(layers), *("" for _ in budgets), style="bold")
+        for label, figure, form in (("equivalent", "equivalent_tokens", "{:.0f}"), ("FLOPs", "flops_ratio", "{:.0%}")):
+            table.add_row(f"  {label}", *(_at(first, budget, figure, form) for budget in budgets), style="dim")
+        for name, block in members:
+            table.add_row(f"  {name}", *(_at(block, budget, "accuracies", "{:.1f}", 100) for budget in budgets))
+            if "seeds" in block:
+                spread = (_at(block, budget, "accuracy_spread", "±{:.1f}", 100) for budget in budgets)
+                table.add_row(f"    over {len(block['seeds'])} seeds", *spread)
+        table.add_section()
+    return table
+
+
+def _title(data: dict[str, Any]) -> str:
+    return f"accuracy of the pruned model in %, {data['meta']['num_samples']} questions"
+
+
+def _note(data: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Below the tables: the unpruned model, and how far the intervals reach."""
+    halves = [
+        (high - low) / 2
+        for _, block in rows
+        for low, high in zip(block["accuracy_low"], block["accuracy_high"], strict=True)
+        if high - low == high - low  # not NaN, of a single document
+    ]
+    unpruned = [f"no pruning: {block['accuracies'][0]:.1%}" for name, block in rows if name == "none"]
+    seeds = ["±: standard deviation over the seeds"] if any("seeds" in block for _, block in rows) else []
+    reach = [f"95 % intervals: up to ±{100 * max(halves):.1f} points, each in the JSON"] if halves else []
+    return "; ".join([*unpruned, *reach, *seeds])
+
+
+def _layers(block: dict[str, Any]) -> tuple[int, ...]:
+    """The layers after which tokens leave, at the block's first budget."""
+    return tuple(stage["leave_after"] for stage in block["plans"][0]["stages"])
+
+
+def _where(layers: Sequence[int]) -> str:
+    if not layers:
+        return "nothing leaves"
+    said = ["the embeddings" if layer < 0 else str(layer) for layer in layers]
+    return f"after layer{'s' * (len(said) > 1)} {', '.join(said)}" if layers[0] >= 0 else f"after {', '.join(said)}"
+
+
+def _cost(block: dict[str, Any]) -> tuple[Any, ...]:
+    figures = zip(block["tokens"], block["equivalent_tokens"], block["flops_ratio"], strict=True)
+    return tuple((tokens, round(equivalent, 3), round(flops, 6)) for tokens, equivalent, flops in figures)
+
+
+def _budgets(rows: Sequence[Row]) -> list[int]:
+    return sorted({count for _, block in rows for count in block["tokens"]}, reverse=True)
+
+
+def _named(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    return [row for row in rows if row[0] in names]
+
+
+def _at(block: dict[str, Any], budget: int, figure: str, form: str = "{:.0%}", scale: float = 1) -> str:
+    return form.format(scale * block[figure][block["tokens"].index(budget)]) if budget in block["tokens"] else ""
