@@ -149,6 +149,7 @@ ERRORS = [
     ),
     (["--task", "no_such_task", "--model-path", "./nowhere"], "unknown task 'no_such_task'"),
     (["--image-aspect-ratio", "sqare"], "did you mean 'square'?"),
+    (["--attn-implementation", "flex_attention"], "attn_implementation is 'flex_attention': give sdpa, eager or flash"),
     (["--loader", "lava"], "did you mean 'llava'?"),
     (["--text-scope", "befor"], "unknown text_scope 'befor'"),
     (["--keep-scope", "imag"], "unknown keep_scope 'imag'"),

@@ -75,6 +75,7 @@ def ask(model, documents, kwargs=None, visuals=None):
         ({"conv_template": "vicuna"}, "did you mean 'vicuna_v1'?"),
         ({"keep_token": 64}, "unknown model argument 'keep_token': did you mean 'keep_tokens'?"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation is 'flex_attention': give sdpa, eager or"),
         ({"batch_size": "auto"}, "batch_size is 'auto'"),
         ({"pretrained": "./nowhere"}, "checkpoint folder './nowhere' does not exist"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),

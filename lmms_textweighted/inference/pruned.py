@@ -189,8 +189,7 @@ class PrunedLlava:
 
     @property
     def _template(self) -> str:
-        assert self.template is not None
-        return self.template
+        return check_template(self.template or self.family.default_template())
 
     def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Any:
         return prune(self.model, self.plan, ranks=ranks, seed=self.seed, question=encoded.question)
