@@ -63,8 +63,8 @@ class TransformersSplice(Splice):
     def _given(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self._input is None:
             raise PlanError(
-                f"the decoder runs, but not by the {type(self.model).__name__} that prune was given: call that one inside"
-                f" the block, not a part of it or a wrapper around it"
+                f"the decoder runs, but not by the {type(self.model).__name__} that prune was given: call that one "
+                "inside the block, not a part of it or a wrapper around it"
             )
         return self._input
 

@@ -73,8 +73,8 @@ class LoadOptions:
             raise InputError(unknown("loader", self.loader, LOADERS))
         if self.attn_implementation is not None and self.attn_implementation not in ATTENTION:
             raise InputError(
-                f"attn_implementation is {self.attn_implementation!r}: give sdpa, eager or flash_attention_2, or leave it "
-                f"out"
+                f"attn_implementation is {self.attn_implementation!r}: give sdpa, eager or flash_attention_2, or leave "
+                "it out"
             )
         if str(self.device).split(":")[0] == "meta" or self.device_map == "meta":
             raise InputError("device is 'meta', where weights have no values: give cuda or cpu, or leave it out")
