@@ -22,12 +22,13 @@ from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from loguru import logger
 from PIL import Image
 
-from lmms_textweighted.errors import InputError, first_line
-from lmms_textweighted.harness.documents import Document, Documents
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.documents import Document, Documents, reading
 from lmms_textweighted.harness.output import run_options
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import current_key
 from lmms_textweighted.inference import Decoding
+from lmms_textweighted.pictures import open_picture
 from lmms_textweighted.questions import Question, QuestionSet, read_questions
 
 LOCAL_TASKS = ("mcq_local", "mcq_local_rank")
@@ -101,12 +102,15 @@ class QuestionDocuments(Documents):
 
     def _document(self, number: int) -> Document:
         question = self.questions.questions[number]
+        name = f"question file {self.question_file.name}, id {question.id!r}"
+        with reading(name):  # a picture that could be read when the data were checked, and no longer can
+            images = [open_picture(question.image)] if question.image else []
         return self._make(
             number,
             question.prompt,
-            [_open(question.image)] if question.image else [],
+            images,
             id=question.id,
-            name=f"question file {self.question_file.name}, id {question.id!r}",
+            name=name,
             target=question.label,
             fields=_row(question),
         )
@@ -187,7 +191,7 @@ def make_dataset(questions: QuestionSet, *, with_trace: bool = False) -> dataset
 
 
 def doc_to_visual(document: dict[str, Any]) -> list[Image.Image]:
-    return [_open(document["image"])] if document["image"] else []
+    return [open_picture(document["image"])] if document["image"] else []
 
 
 def doc_to_text(document: dict[str, Any], prompts: dict[str, str]) -> str:
@@ -215,14 +219,6 @@ def _row(question: Question) -> dict[str, Any]:
         "answer": question.answer,
         "hint": "",
     }
-
-
-def _open(path: Path | str) -> Image.Image:
-    """Raises InputError for a picture that could be read when the data were checked, and no longer can."""
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} can no longer be read: {first_line(error)}") from error
 
 
 def _uid(question: Question, questions: QuestionSet) -> str:

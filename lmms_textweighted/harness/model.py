@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
-from PIL import Image
 from tqdm import tqdm
 
 from lmms_textweighted.engine.plan import Plan
@@ -29,10 +27,12 @@ from lmms_textweighted.harness.output import check_output_paths
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
+from lmms_textweighted.harness.visuals import chat_message, pictures
 from lmms_textweighted.inference import Answer, PrunedLlava
 from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
-from lmms_textweighted.prompts import Message, make_message, user_message
+from lmms_textweighted.pictures import strict_pillow
+from lmms_textweighted.prompts import Message, user_message
 from lmms_textweighted.upstream.known_bad import check_versions
 
 
@@ -146,11 +146,11 @@ class LlavaTextweighted(lmms):
         """(mean loss in nats, is greedy) of each continuation. A loss, not a likelihood: lmms-eval takes the least."""
         results = []
         for request in tqdm(requests, desc="Model Responding", disable=self._rank != 0):
-            with ending_the_run(_where(request)):
+            with ending_the_run(_where(request)), strict_pillow():
                 context, target, doc_to_visual, doc_id, task, split = request.args
                 document = self.task_dict[task][split][doc_id]
                 continuation = target if isinstance(target, str) else target(document)
-                message = user_message(context, _pictures(doc_to_visual(document)))
+                message = user_message(context, pictures(doc_to_visual(document)))
                 loss, greedy, _ = self.llava.loss([message], continuation)
                 results.append((loss, greedy))
         return results
@@ -162,7 +162,7 @@ class LlavaTextweighted(lmms):
         context, kwargs, doc_to_visual, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         visuals = doc_to_visual(document) if doc_to_visual is not None else []
-        return [user_message(context, _pictures(visuals))], kwargs, document
+        return [user_message(context, pictures(visuals))], kwargs, document
 
     def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
         summary, due = _Summary(), 0
@@ -189,7 +189,7 @@ class LlavaTextweighted(lmms):
         """(request, document, answer, seconds) of each request of one batch."""
         prepared = []
         for request in batch:
-            with ending_the_run(_where(request)):
+            with ending_the_run(_where(request)), strict_pillow():
                 prepared.append(self._messages(request))
         with ending_the_run(_where(*batch)):
             decoding, ranks = split_generation_kwargs(prepared[0][1])
@@ -245,7 +245,7 @@ class LlavaTextweightedChat(LlavaTextweighted):
     def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
         _, doc_to_messages, kwargs, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
-        return [_chat_message(item) for item in doc_to_messages(document)], kwargs, document
+        return [chat_message(item) for item in doc_to_messages(document)], kwargs, document
 
 
 class _Lazy(list):
@@ -320,33 +320,3 @@ def _batch_size(value: int | str) -> int:
 def _where(*requests: Instance) -> str:
     names = ", ".join(str(request.doc_id) for request in requests)
     return f"task {requests[0].task_name}, document{'s' if len(requests) > 1 else ''} {names}"
-
-
-def _pictures(visuals: Any) -> list[Image.Image]:
-    return [_picture(visual) for visual in visuals or []]
-
-
-def _picture(visual: Any) -> Image.Image:
-    if isinstance(visual, Image.Image):
-        return visual.convert("RGB")
-    if isinstance(visual, str) and Path(visual).is_file():
-        try:
-            return Image.open(visual).convert("RGB")
-        except OSError as error:
-            raise InputError(f"{visual!r} is no picture that can be read") from error
-    raise InputError(f"a visual is {str(visual)[:80]!r}: llava_textweighted takes pictures only")
-
-
-def _chat_message(item: dict[str, Any]) -> Message:
-    content = item["content"]
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    pieces: list[tuple[str, Any]] = []
-    for piece in content:
-        if piece["type"] == "text":
-            pieces.append(("text", piece["text"]))
-        elif piece["type"] == "image":
-            pieces.append(("image", _picture(piece["url"])))
-        else:
-            raise InputError(f"a message holds {piece['type']!r}: llava_textweighted takes text and pictures only")
-    return make_message(item["role"], pieces)
