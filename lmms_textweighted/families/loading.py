@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line, unknown
 from lmms_textweighted.hub import asked_once, out_of_reach
-from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.paths import checkpoint_folder, expanded
 from lmms_textweighted.upstream.known_bad import check_versions
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
@@ -115,7 +115,7 @@ def resolve(pretrained: str) -> str:
     """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
     if pretrained == TINY:
         return str(checkpoint_folder())
-    path = Path(pretrained).expanduser()
+    path = expanded(pretrained)
     if path.is_dir():
         return str(path)
     looks_like_path = pretrained.startswith((".", "/", "~", os.sep)) or pretrained.count("/") > 1

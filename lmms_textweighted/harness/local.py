@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,8 +22,8 @@ from loguru import logger
 from PIL import Image
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.command_line import asked_runs
 from lmms_textweighted.harness.documents import Document, Documents, reading
-from lmms_textweighted.harness.output import run_options
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import current_key
 from lmms_textweighted.inference import Decoding
@@ -128,7 +127,7 @@ class LocalQuestions:
 
     def __call__(self, named: datasets.Dataset) -> datasets.Dataset:
         with ending_the_run():
-            if "true" in run_options(sys.argv[1:], "cache_requests"):
+            if any(run.get("cache_requests") == "true" for run in asked_runs()):
                 raise InputError(
                     "cache_requests is true: lmms-eval keeps requests by the task's name, and would ask those of an "
                     "earlier file: leave it out, or give refresh"
@@ -159,12 +158,12 @@ def read_named_questions(row: dict[str, Any] | None = None) -> tuple[Path, Quest
     return Path(question_file), _read(question_file, image_folder, skip_missing=skip)
 
 
-def check_local_questions(arguments: Sequence[str]) -> None:
-    """Raise InputError when lmms-eval's arguments ask for a local task and the data the environment names are wrong.
+def check_local_questions(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError when one of lmms-eval's runs has a local task and the data the environment names are wrong.
 
     The model calls it before it loads its weights.
     """
-    patterns = [name.strip() for tasks in run_options(arguments, "tasks") for name in tasks.split(",")]
+    patterns = [name.strip() for run in runs for name in str(run.get("tasks") or "").split(",")]
     if any(fnmatch(task, pattern) for task in LOCAL_TASKS for pattern in patterns):
         read_named_questions()
 

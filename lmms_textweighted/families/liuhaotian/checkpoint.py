@@ -32,6 +32,7 @@ from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcesso
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
 from lmms_textweighted.hub import asked_once
+from lmms_textweighted.paths import expanded
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG, stop_string
 
 # Architecture -> the decoder's model_type in transformers.
@@ -81,7 +82,7 @@ def find_tower(folder: Path, config: dict[str, Any], stated: str | None) -> Towe
     """The vision tower: what the user states, else what the config names, as a folder inside the checkpoint, any other
     folder, or a hub name. Raises CheckpointError when it is not there or no CLIP."""
     named = config.get("mm_vision_tower")
-    path = str(Path(stated).expanduser()) if stated else str(named)
+    path = str(expanded(stated)) if stated else str(named)
     if stated and not Path(path).is_dir():
         raise CheckpointError(f"vision_tower is {stated!r}, which is no folder: give a local CLIP folder")
     if not stated and named and (folder / str(named)).is_dir():
