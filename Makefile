@@ -30,7 +30,7 @@ endef
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
 	$(call EVALUATE_SHAPES,$(BIN),demo)
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
-		--output-dir demo/sweep
+		--output-dir demo/sweep --overwrite
 
 # Two or more processes with a thread each: small models gain little from more threads.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4

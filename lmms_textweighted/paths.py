@@ -29,7 +29,7 @@ def config_text(config: str | Path) -> str:
     """
     path = config if isinstance(config, Path) else data_folder("configs") / f"{config}.yaml"
     try:
-        return path.read_text().replace("${TASKS}", str(data_folder("tasks")))
+        return path.read_text(encoding="utf-8").replace("${TASKS}", str(data_folder("tasks")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
 

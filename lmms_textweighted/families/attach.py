@@ -58,7 +58,7 @@ def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[S
 
 def _check(model: Any) -> None:
     """Raise PlanError for a model whose forward would not do what the hooks tell it."""
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if hasattr(model, "_orig_mod"):
         raise PlanError(
             "the model is wrapped by torch.compile, whose graph knows nothing of pruning: give the model inside, "
             "prune(model._orig_mod, …), and call that one inside the block"
