@@ -50,9 +50,12 @@ def cache_folder() -> Path:
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "lmms-textweighted"
     try:
-        return Path.home() / ".cache" / "lmms-textweighted"
-    except RuntimeError as error:  # neither $HOME nor an entry for the user
-        raise InputError("no home folder is known, and so no cache folder: set LMMS_TEXTWEIGHTED_CACHE") from error
+        home = Path.home()
+    except RuntimeError:  # neither $HOME nor an entry for the user
+        home = Path()
+    if not home.is_absolute():
+        raise InputError("no home folder is known, and so no cache folder: set LMMS_TEXTWEIGHTED_CACHE")
+    return home / ".cache" / "lmms-textweighted"
 
 
 def expanded(path: str) -> Path:

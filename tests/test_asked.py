@@ -316,6 +316,7 @@ def test_a_script_with_arguments_of_its_own_evaluates(tmp_path):
 )
 def test_the_command_ends_with_one_line(tmp_path, arguments, words):
     config = {"model": "llava_textweighted", "model_args": "pretrained=tiny", "tasks": "shapes_mcq", "num_fewshot": 1}
+    config["include_path"] = str(data_folder("tasks"))
     (tmp_path / "runs.yaml").write_text(json.dumps([config]))
     base = ["--model", "llava_textweighted", "--tasks", "shapes_mcq", "--limit", "2"]
     if "--model_args" not in arguments:
@@ -350,7 +351,7 @@ def test_without_a_home_folder_a_task_without_traces_runs_and_one_with_them_says
             tmp_path, "--model", "llava_textweighted", "--tasks", task, "--limit", "2",
             "--model_args", "pretrained=tiny", name=task,
             environment={
-                "PYTHONPATH": path, "HOME": "", "XDG_CACHE_HOME": "", "LMMS_TEXTWEIGHTED_CACHE": "",
+                "PYTHONPATH": path, "HOME": None, "XDG_CACHE_HOME": None, "LMMS_TEXTWEIGHTED_CACHE": None,
                 "HF_HOME": str(tmp_path / "hf"),
             },
         )  # fmt: skip

@@ -358,7 +358,7 @@ def test_a_finished_result_is_never_overwritten_unasked(tmp_path, monkeypatch, c
         sweep("--seed", "3", "--overwrite")
     assert not ended.value.code
     assert json.loads(result.read_text())["meta"]["seed"] == 3
-    assert sorted(path.suffix for path in result.parent.iterdir()) == [".json", ".jsonl", ".png"]
+    assert sorted(path.suffix for path in result.parent.glob("[!.]*")) == [".json", ".jsonl", ".png"]
 
 
 def test_a_second_sweep_into_one_folder_is_refused_while_the_first_runs(tmp_path):
@@ -369,7 +369,7 @@ def test_a_second_sweep_into_one_folder_is_refused_while_the_first_runs(tmp_path
         assert "another sweep writes" in done.stderr.splitlines()[-1]
         other = run(*sweep_options("--output-dir", ".", "--pruning-layer", "3", "--model-path", "./no"), cwd=tmp_path)
         assert "checkpoint folder './no' does not exist" in other.stderr  # another layer's files have other names
-    assert not list(tmp_path.glob("*experiment*"))
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 def test_drafts_have_names_of_their_own_and_a_failure_leaves_none(tmp_path):
@@ -440,4 +440,4 @@ def test_a_poor_terminal_costs_characters_and_no_result(tmp_path, encoding):
         assert done.stdout.decode(encoding)
     command = [sys.executable, "-m", "lmms_textweighted", "sweep", "--config", "name.yaml"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False)
-    assert b"num_samples is '0'" in done.stderr  # the file was read, whatever the terminal's encoding
+    assert b"num_samples is 0: give" in done.stderr  # the file was read, whatever the terminal's encoding

@@ -200,6 +200,20 @@ def test_a_document_that_fails_ends_the_run_and_is_named(documents):
         ask(model, documents.select([0]))
 
 
+@pytest.mark.parametrize("kind", [LlavaTextweighted, LlavaTextweightedChat])
+def test_a_document_longer_than_the_context_is_named_out_of_its_batch(documents, kind):
+    def longer(document, number):
+        return {"question": document["question"] + " red" * (2000 if number == 1 else 0)}
+
+    model = kind(pretrained="tiny", batch_size=2)
+    some = documents.select(range(2)).map(longer, with_indices=True)
+    words = (
+        r"task shapes, document 1: the prompt has \d{4} tokens, 576 of them the pictures', .* made for 2048: shorten"
+    )
+    with pytest.raises(RunEnded, match=words):
+        ask(model, some)
+
+
 def test_the_loss_is_that_of_the_unpruned_model_when_all_is_kept(documents):
     """loglikelihood against transformers' own labels path, and pruned against nothing removed."""
     model = LlavaTextweighted(pretrained="tiny", strategy="none")

@@ -22,14 +22,13 @@ def claimed(result: Path, *, overwrite: bool) -> Iterator[None]:
     if world()[0] != 0:
         yield
         return
-    lock = result.with_suffix(".lock")
-    with file_lock(lock) as held:
+    # Never taken away: another process may have it open already, and would then hold what nobody else sees.
+    with file_lock(result.with_name(f".{result.stem}.lock")) as held:
         if held is None:
             raise InputError(f"another sweep writes {str(result)!r} just now: give another --output-dir")
         if result.exists() and not overwrite:
             raise InputError(f"result {str(result)!r} is there already: give another --output-dir, or --overwrite")
         yield
-        lock.unlink(missing_ok=True)
 
 
 def claiming(target: Callable[[Any], Path]) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:

@@ -15,7 +15,7 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families import load, weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported
@@ -222,12 +222,16 @@ class LlavaTextweighted(lmms):
             decoding, ranks = split_generation_kwargs(prepared[0][1])
             check_acts(prepared[0][1], decoding, self._asked_decoding)
             began = time.perf_counter()
-            answers = self.llava.generate(
-                [messages for messages, _, _ in prepared],
-                decoding,
-                ranks=ranks or self.settings.ranks,
-                image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
-            )
+            try:
+                answers = self.llava.generate(
+                    [messages for messages, _, _ in prepared],
+                    decoding,
+                    ranks=ranks or self.settings.ranks,
+                    image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
+                )
+            except PromptError as error:
+                with ending_the_run(_where(batch[error.row])):
+                    raise
             seconds = (time.perf_counter() - began) / len(batch)
         for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
             yield request, document, answer, seconds

@@ -40,6 +40,8 @@ DECODERS = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistra
 _QWEN = "LlavaQwenForCausalLM"  # LLaVA-NeXT's package has it
 # Written into a converted config: how many rows of the embedding the original had, without a row for the image token.
 VOCABULARY_KEY = "liuhaotian_vocab_size"
+# The config's own key, kept through every conversion: what a prompt with its image tokens may be long.
+CONTEXT_KEY = "tokenizer_model_max_length"
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 SELECT_FEATURE = {"patch": "default", "cls_patch": "full"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -247,6 +249,8 @@ def to_hf_config(
         "image_aspect_ratio": aspect_ratio(config, None),
         VOCABULARY_KEY: rows,
     }
+    if config.get(CONTEXT_KEY):
+        shared[CONTEXT_KEY] = config[CONTEXT_KEY]
     if not is_anyres(config):
         return LlavaConfig(**shared, image_seq_length=tower.image_tokens)
     pinpoints = grid_pinpoints(config)
