@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from lmms_textweighted.engine.plan import Plan, Stage
     from lmms_textweighted.families import load
     from lmms_textweighted.families.attach import prune
+    from lmms_textweighted.inference.geometry import geometry_of
     from lmms_textweighted.methods import make_plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Stage", "load", "make_plan", "prune"]
+__all__ = ["Plan", "Stage", "geometry_of", "load", "make_plan", "prune"]
 
 _HOMES = {
     "Plan": "lmms_textweighted.engine.plan",
     "Stage": "lmms_textweighted.engine.plan",
+    "geometry_of": "lmms_textweighted.inference.geometry",
     "load": "lmms_textweighted.families",
     "make_plan": "lmms_textweighted.methods",
     "prune": "lmms_textweighted.families.attach",

@@ -62,7 +62,14 @@ def ask(model, documents, kwargs=None, visuals=None):
     ("arguments", "words"),
     [
         ({"keep_tokens": 577}, "keep_tokens is 577, but the image has 576 tokens"),
-        ({"keep_tokens": -3}, "keep_tokens is -3: give a whole number of at least 0"),
+        ({"equivalent_tokens": 100}, "cannot go below a mean of 216 of 576 tokens, but equivalent_tokens is 100"),
+        ({"equivalent_tokens": 600}, "cannot go above a mean of 576 of 576 tokens"),
+        ({"flops_ratio": 1.5}, "flops_ratio is 1.5: give a number above 0 and at most 1"),
+        ({"flops_ratio": 0.5, "keep_tokens": 64}, "keep_tokens is 64 and flops_ratio is 0.5: give exactly one of them"),
+        ({"strategy": "fastv_k2_mean192"}, "is a setting for 32 decoder layers, but the model has 8: use fastv_k2"),
+        ({"strategy": "fastv_k2_mean192", "keep_tokens": 9}, "keep_tokens is 9, but fastv_k2_mean192 states its own"),
+        ({"strategy": "nowhere.yaml"}, "plan 'nowhere.yaml' cannot be read: No such file"),
+        ({"keep_tokens": -3}, "keep_tokens is -3"),
         ({"keep_tokens": 12.5}, "keep_tokens is 12.5"),
         ({"keep_ratio": 0}, "keep_ratio is 0: give a number above 0 and at most 1"),
         ({"keep_ratio": 1.5}, "keep_ratio is 1.5"),
@@ -74,6 +81,7 @@ def ask(model, documents, kwargs=None, visuals=None):
         ({"conv_template": "vicuna"}, "did you mean 'vicuna_v1'?"),
         ({"keep_token": 64}, "unknown model argument 'keep_token': did you mean 'keep_tokens'?"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation is 'flex_attention': give sdpa, eager or"),
         ({"batch_size": "auto"}, "batch_size is 'auto'"),
         ({"pretrained": "./nowhere"}, "checkpoint folder './nowhere' does not exist"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -196,6 +204,20 @@ def test_a_document_that_fails_ends_the_run_and_is_named(documents):
     model.llava.generate = broken
     with pytest.raises(RunEnded, match=r"^lmms-textweighted: task shapes, document 0: RuntimeError: out of memory$"):
         ask(model, documents.select([0]))
+
+
+@pytest.mark.parametrize("kind", [LlavaTextweighted, LlavaTextweightedChat])
+def test_a_document_longer_than_the_context_is_named_out_of_its_batch(documents, kind):
+    def longer(document, number):
+        return {"question": document["question"] + " red" * (2000 if number == 1 else 0)}
+
+    model = kind(pretrained="tiny", batch_size=2)
+    some = documents.select(range(2)).map(longer, with_indices=True)
+    words = (
+        r"task shapes, document 1: the prompt has \d{4} tokens, 576 of them the pictures', .* made for 2048: shorten"
+    )
+    with pytest.raises(RunEnded, match=words):
+        ask(model, some)
 
 
 def test_the_loss_is_that_of_the_unpruned_model_when_all_is_kept(documents):

@@ -41,11 +41,11 @@ from lmms_textweighted.leaderboard.estimate import (
     vision_flops,
 )
 from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, read_geometry
-from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
 from lmms_textweighted.methods import SCORERS, make_plan
+from lmms_textweighted.parallel.locks import run_lock
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
 
@@ -80,9 +80,9 @@ def test_the_standard_set_is_expanded_to_one_command_a_method_and_budget():
         "none",
         *(f"{method}-{keep}" for method in methods for keep in (192, 128, 64)),
     ]
-    assert {run.plan.stages[0].layer for run in runs if run.method == "fastv_k2"} == {1}
-    assert {run.plan.stages[0].layer for run in runs[1:] if run.method != "fastv_k2"} == {2}
-    assert runs[0].plan == NONE
+    assert {run.settings.plan().stages[0].layer for run in runs if run.method == "fastv_k2"} == {1}
+    assert {run.settings.plan().stages[0].layer for run in runs[1:] if run.method != "fastv_k2"} == {2}
+    assert runs[0].settings.plan() == NONE
     words = command(runs[3])
     assert words[:3] == [sys.executable, "-m", "lmms_eval"]
     options = dict(zip(words[3::2], words[4::2], strict=False))
@@ -185,8 +185,12 @@ def test_a_launcher_takes_the_place_of_this_python(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("budgets: [64]", "budgets: [64, many]"), "budgets.1 is 'many': input should be a valid integer"),
-        (("budgets: [64]", "budgets: [64, 64]"), "budgets names 64 twice"),
+        (("budgets: [64]", "budgets: [64, many]"), "budgets.1.keep_tokens is 'many': input should be a valid integer"),
+        (("budgets: [64]", "budgets: [64, 64]"), "budgets names '64' twice"),
+        (("budgets: [64]", "budgets: [64, {keep_tokens: 64}]"), "budgets names '64' twice"),
+        (("budgets: [64]", "budgets: [{flop_ratio: 0.5}]"), "unknown field 'flop_ratio': did you mean 'flops_ratio'"),
+        (("budgets: [64]", "budgets: [{flops_ratio: 0.5, keep_ratio: 1}]"), "give exactly one of keep_tokens, keep_ra"),
+        (("budgets: [64]", "budgets: [{flops_ratio: 5}]"), "flops_ratio is 5.0: give a number above 0 and at most 1"),
         (("budgets: [64]", "budget: [64]"), "budgets is missing"),
         (("documents: 500", "documents: 0"), "tasks.0.documents"),
         (("documents: 500", "document: 500"), "unknown field 'document': did you mean 'documents'?"),
@@ -347,6 +351,46 @@ def test_a_leaderboards_cost_is_that_of_its_runs_and_hours_are_flops_at_the_rate
         )
 
 
+def test_a_budget_may_be_a_mean_or_a_share_of_the_flops_and_a_preset_has_its_own(tmp_path):
+    text = SMALL.replace("[64]", "[64, {equivalent_tokens: 300}, {flops_ratio: 0.6}]")
+    matrix = small(tmp_path, text.replace("methods: [none,", "methods: [none, fastv_k2_mean192,"))
+    runs = expand(matrix, output=tmp_path)
+    assert [run.name for run in runs] == [
+        "none",
+        "fastv_k2_mean192",
+        "text_weighted-64",
+        "text_weighted-equivalent300",
+        "text_weighted-flops0.6",
+    ]
+    assert [run.options["model_args"].rpartition(",")[2] for run in runs[1:]] == [
+        "strategy=fastv_k2_mean192",
+        "keep_tokens=64",
+        "equivalent_tokens=300",
+        "flops_ratio=0.6",
+    ]
+    geometry = read_geometry("tiny", "main", None)
+    rates = Rates(flops_per_second=1e9, bytes_per_second=1e30)
+    parts = {"shapes_mcq": [Part(count=10)]}
+    of_tiny = [run for run in runs if run.method != "fastv_k2_mean192"]
+    made = estimate(matrix, of_tiny, geometry, rates, parts).runs
+    assert made[2].equivalent == pytest.approx(300, abs=576 / 8)
+    assert made[3].total.prefill == pytest.approx(0.6 * made[0].total.prefill, rel=0.01)
+    with pytest.raises(TextweightedError, match="fastv_k2_mean192 is a setting for 32 decoder layers"):
+        estimate(matrix, runs, geometry, rates, parts)
+
+
+def test_a_changed_plan_file_is_another_run_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for keep in (64, 64, 65):
+        Path("plan.yaml").write_text(f"name: mine\nstages: [{{scorer: uniform, layer: 2, keep_tokens: {keep}}}]\n")
+        (run,) = expand(small(tmp_path, SMALL.replace("[none, ", "[plan.yaml, ")), output=tmp_path)[:1]
+        assert (run.name, run.budget) == ("mine", None)
+        folders.append(run.folder)
+    assert folders[0] == folders[1] != folders[2]
+    assert all(folder.name.startswith("mine-") for folder in folders)
+
+
 def test_a_limit_takes_the_kinds_of_documents_by_their_share():
     parts = [Part(count=14233), Part(count=3757, images=8)]
     assert limited(parts, None) == limited(parts, 20000) == parts
@@ -505,7 +549,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
 def test_a_lock_lives_on_in_the_child_of_a_killed_process(tmp_path):
     code = (
         "import subprocess, sys; from pathlib import Path\n"
-        "from lmms_textweighted.leaderboard.locks import run_lock\n"
+        "from lmms_textweighted.parallel.locks import run_lock\n"
         "with run_lock(Path(sys.argv[1])) as lock:\n"
         "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,))\n"
         "    print(child.pid, flush=True); child.wait()"
@@ -597,7 +641,7 @@ def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_pat
     assert all(files), ended.stdout[-3000:] + ended.stderr[-3000:]
     assert f"ResponseCache: {before}/{LIMIT} cache hits" in ended.stdout + ended.stderr
     for run, file in zip(runs, files, strict=True):
-        assert logged_answers(file) == direct_answers(run.plan)
+        assert logged_answers(file) == direct_answers(run.settings.plan())
 
     # The leaderboard takes those as done, and ends in the table.
     capsys.readouterr()

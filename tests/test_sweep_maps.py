@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
@@ -379,3 +380,39 @@ def test_a_methods_own_layer_is_no_row_of_the_map():
     assert find_method("fastv_k2").layer == 1
     data = result(["fastv_k2", "none"], [0, 2], [64])
     assert [title for title, _, _ in map_rows(data)] == ["layers of their own"]
+
+
+def test_a_mean_over_the_layers_is_solved_for_the_model_and_a_preset_has_one_point(tmp_path, monkeypatch):
+    """Every strategy's equivalent tokens come within a token a layer of what was asked, or it is said why not."""
+    from dataclasses import replace
+
+    from lmms_textweighted.methods.budget import LLAVA_15_7B, cost_of
+
+    small = replace(LLAVA_15_7B, decoder=replace(LLAVA_15_7B.decoder, layers=8))
+    monkeypatch.chdir(tmp_path)
+    Path("plan.yaml").write_text("name: mine\nstages: [{scorer: uniform, layer: 1, keep_tokens: 9}]\n")
+    points, left_out = make_grid(
+        ["fastv", "pyramiddrop", "plan.yaml", "none"],
+        [400, 300, 100],
+        [0, 2],
+        kind="equivalent_tokens",
+        geometry=small,
+    )
+    for point in points:
+        if point.budget is not None:
+            assert cost_of(point.plan, small).equivalent_tokens == pytest.approx(point.budget, abs=1)
+    found = [(point.strategy, point.layer, point.budget) for point in points]
+    assert found == [
+        *(("fastv", layer, budget) for layer, budgets in ((0, (400, 300, 100)), (2, (400, 300))) for budget in budgets),
+        *(("pyramiddrop", None, budget) for budget in (400, 300)),
+        ("mine", None, None),
+        ("none", None, None),
+    ]
+    assert [(one.strategy, one.layer, one.budget) for one in left_out] == [
+        ("fastv", 2, 100),
+        ("pyramiddrop", None, 100),
+    ]
+    assert all("cannot go below a mean of" in one.reason for one in left_out)
+    with pytest.raises(PlanError, match="himap_paper is a setting for 32 decoder layers, but the model has 8: use him"):
+        make_grid(["himap_paper"], [64], [2], geometry=small)
+    assert len(make_grid(["himap_paper"], [64, 32], [0, 2])[0]) == 1

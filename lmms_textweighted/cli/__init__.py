@@ -5,6 +5,7 @@ Nothing heavy is imported here: `--help` must answer at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -15,6 +16,7 @@ from lmms_textweighted.cli.compare import compare
 from lmms_textweighted.cli.doctor import doctor
 from lmms_textweighted.cli.files import config, convert, export_scienceqa, tasks_path
 from lmms_textweighted.cli.leaderboard import leaderboard
+from lmms_textweighted.cli.methods import methods
 from lmms_textweighted.cli.regress import regress
 from lmms_textweighted.cli.sweep import sweep
 from lmms_textweighted.errors import TextweightedError
@@ -32,6 +34,7 @@ app.command("sweep")(sweep)
 app.command("leaderboard")(leaderboard)
 app.command("compare")(compare)
 app.command("regress")(regress)
+app.command("methods")(methods)
 app.command("doctor")(doctor)
 app.command("convert")(convert)
 app.command("config")(config)
@@ -53,6 +56,9 @@ def _root(
 def main() -> None:
     """Entry point: our own errors are one line on standard error and their exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows another, and loses no result
+            stream.reconfigure(errors="replace")
     try:
         app()
     except TextweightedError as error:

@@ -57,6 +57,11 @@ class DocumentTrace:
         return self.image_lengths[-1]
 
     @property
+    def kept_ratio(self) -> float:
+        """`kept_tokens` over the image tokens of the prompt; 1 for a prompt without images."""
+        return self.kept_tokens / self.image_tokens if self.image_tokens else 1.0
+
+    @property
     def equivalent_tokens(self) -> float:
         """Mean number of image tokens over all layers."""
         return equivalent_tokens(self.image_lengths)
@@ -96,6 +101,7 @@ class DocumentTrace:
         data = {
             "image_tokens": self.image_tokens,
             "kept_tokens": self.kept_tokens,
+            "kept_ratio": self.kept_ratio,
             "equivalent_tokens": self.equivalent_tokens,
             "flops_ratio": self.flops_ratio,
             "selection_flops_ratio": self.selection_flops / prefill_flops(self.shape, self.lengths),

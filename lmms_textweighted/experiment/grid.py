@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.experiment.draws import draws, seeded_plan
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.methods import Method, find_method
+from lmms_textweighted.methods.budget import Geometry
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ def make_grid(
     text_scope: str = "after",
     keep_scope: str = "image",
     seeds: Sequence[int] = (),
-    decoder_layers: int | None = None,
-    image_tokens: int | None = None,
+    kind: str = "keep_tokens",
+    geometry: Geometry | None = None,
 ) -> tuple[list[Point], list[LeftOut]]:
     """All points of a sweep, strategy by strategy, layer by layer; and those that their method refuses.
 
     strategies: as for `find_method`. layers: pruning layers; a method with layers of its own has its points once,
-    whatever they are. seeds: two or more give a method that draws a point for each. decoder_layers, image_tokens: of
-    the model, once it is known: what methods of several stages are fitted to.
+    whatever they are. seeds: two or more give a method that draws a point for each. kind: what the budgets are, see
+    `methods.budget.Budget`. geometry: the model's; without it, plans are LLaVA-1.5-7B's.
 
     Raises PlanError as `find_method` does, without a strategy, for two of one name, and for a strategy that has no
     point at all.
@@ -72,11 +74,10 @@ def make_grid(
     left_out: list[LeftOut] = []
     for strategy in strategies:
         method = find_method(strategy)
-        if decoder_layers is not None:
-            method = method.fitted(decoder_layers, image_tokens)
         if any(point.strategy == method.name for point in points):
             raise PlanError(f"strategies names {method.name!r} twice: give each method a name of its own")
-        own, refused = _of_method(method, budgets, layers, text_scope, keep_scope)
+        common: dict[str, Any] = {"text_scope": text_scope, "keep_scope": keep_scope, "geometry": geometry}
+        own, refused = _of_method(method, budgets, layers, kind, common)
         if not own:
             raise PlanError(refused[0].reason)
         points += [seeded for point in own for seeded in _with_seeds(point, seeds)]
@@ -91,9 +92,12 @@ def make_points(
     *,
     text_scope: str = "after",
     keep_scope: str = "image",
+    geometry: Geometry | None = None,
 ) -> list[Point]:
     """`make_grid` for one layer, where every point must be: raises PlanError for one that its method refuses."""
-    points, left_out = make_grid(strategies, budgets, [pruning_layer], text_scope=text_scope, keep_scope=keep_scope)
+    points, left_out = make_grid(
+        strategies, budgets, [pruning_layer], text_scope=text_scope, keep_scope=keep_scope, geometry=geometry
+    )
     if left_out:
         raise PlanError(left_out[0].reason)
     return points
@@ -107,20 +111,21 @@ def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
 
 
 def _of_method(
-    method: Method, budgets: Sequence[int], layers: Sequence[int | None], text_scope: str, keep_scope: str
+    method: Method, budgets: Sequence[int], layers: Sequence[int | None], kind: str, common: dict[str, Any]
 ) -> tuple[list[Point], list[LeftOut]]:
     def attempt(layer: int | None, budget: int | None) -> Point | LeftOut:
         try:
-            plan = method.plan(pruning_layer=layer, keep_tokens=budget, text_scope=text_scope, keep_scope=keep_scope)
+            asked: dict[str, Any] = {kind: budget}
+            plan = method.plan(pruning_layer=layer, **asked, **common)
         except PlanError as error:
             return LeftOut(method.name, layer, budget, str(error))
         return Point(method.name, budget, plan, layer)
 
-    own = method.layer is not None or not method.removes
+    own = method.layer is not None or not method.takes_budget
     tried = [
         attempt(layer, budget)
         for layer in ((None,) if own else layers)
-        for budget in (budgets if method.removes else (None,))
+        for budget in (budgets if method.takes_budget else (None,))
     ]
     points = [one for one in tried if isinstance(one, Point)]
     return _once(points), [one for one in tried if isinstance(one, LeftOut)]

@@ -1,5 +1,9 @@
 """What a sweep's files are called. Imports nothing, so that readers of results need no torch."""
 
+from __future__ import annotations
+
+from typing import Any
+
 _STEM = "fastv_textweighted_layer{layer}_experiment"
 # For `Path.glob`: any pruning layer's, and that of several.
 RESULT_PATTERN = f"{_STEM.format(layer='*')}.json"
@@ -11,3 +15,12 @@ OWN_LAYERS = "own"
 def file_name(layers: list[int] | None, ending: str) -> str:
     """The file of a sweep with this pruning layer: the published run's name. Several, or all (None), share one."""
     return f"{_STEM.format(layer=layers[0] if layers and len(layers) == 1 else 's')}.{ending}"
+
+
+# What `tokens` counts in a sweep's result, by its meta's `budget`: as axes and tables call it.
+AXES = {"keep_tokens": "image tokens kept", "equivalent_tokens": "equivalent tokens"}
+
+
+def axis(meta: dict[str, Any]) -> str:
+    """What the budgets of a sweep count; results from before there was a choice count kept tokens."""
+    return AXES[meta.get("budget", "keep_tokens")]

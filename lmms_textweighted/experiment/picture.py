@@ -15,6 +15,7 @@ from matplotlib.figure import FigureBase
 
 from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.maps import draw_maps, map_heights
+from lmms_textweighted.experiment.names import axis
 from lmms_textweighted.experiment.pareto import draw_flops
 from lmms_textweighted.experiment.styles import styles
 from lmms_textweighted.methods import label_of
@@ -60,7 +61,7 @@ def _of_layers(data: dict[str, Any]) -> Any:
         return figure
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[tall, 5.6])[:, 0]
     draw_maps(top, data)
-    top.suptitle("accuracy in % by pruning layer and image tokens kept", fontsize=10)
+    top.suptitle(f"accuracy in % by pruning layer and {axis(data['meta'])}", fontsize=10)
     _flops_with_key(bottom, data)
     return figure
 
@@ -110,7 +111,7 @@ def _published_view(axes: Axes, data: dict[str, Any]) -> None:
         )
     axes.invert_xaxis()
     axes.set(
-        xlabel="image tokens kept",
+        xlabel=axis(data["meta"]),
         ylabel="min-max normalised",
         title=f"{label_of(name)}, each curve over its own range",
         ylim=(-0.05, 1.05),
@@ -145,7 +146,7 @@ def _accuracy(axes: Axes, data: dict[str, Any]) -> None:
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance ({chance:.1%})")
     axes.set(
-        xlabel="image tokens kept",
+        xlabel=axis(data["meta"]),
         ylabel="accuracy",
         title="accuracy of the pruned model, 95 % intervals",
         ylim=(0, 1.02),

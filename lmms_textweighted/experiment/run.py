@@ -13,14 +13,16 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmms_textweighted.errors import InputError, describe
-from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
+from lmms_textweighted.errors import InputError, describe, unknown
+from lmms_textweighted.experiment.claim import claiming
+from lmms_textweighted.experiment.files import experiment_data, scores_of, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import LeftOut, Point, check_points, make_grid
-from lmms_textweighted.experiment.names import file_name
+from lmms_textweighted.experiment.names import AXES, file_name
 from lmms_textweighted.experiment.outcomes import Outcome, collect
 from lmms_textweighted.experiment.points import run_document
+from lmms_textweighted.experiment.progress import progress_on
 from lmms_textweighted.experiment.ranges import parse_layers, parse_samples, parse_seeds, parse_tokens
 from lmms_textweighted.experiment.tables import print_tables
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
@@ -29,7 +31,8 @@ from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
-from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
+from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths, geometry_of
+from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.parallel.processes import gather, join, placed, share, world
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import check_template, render
@@ -56,6 +59,7 @@ class Experiment:
     num_samples: int | None
     layers: list[int] | None
     tokens: list[int]
+    budget: str
     strategies: list[str]
     text_scope: str
     keep_scope: str
@@ -65,6 +69,7 @@ class Experiment:
     seeds: list[int]
     load_options: LoadOptions
     output_dir: Path
+    overwrite: bool = False
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -90,6 +95,7 @@ class Experiment:
             num_samples=parse_samples(options["num_samples"]),
             layers=parse_layers(_joined(options["pruning_layer"])),
             tokens=parse_tokens(_joined(options["tokens"])),
+            budget=_budget(options["budget"]),
             strategies=[name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()],
             text_scope=text_scope,
             keep_scope=keep_scope,
@@ -107,27 +113,27 @@ class Experiment:
                 image_aspect_ratio=aspect_ratio and check_aspect_ratio(aspect_ratio),
             ),
             output_dir=output_dir,
+            overwrite=_flag(options, "overwrite"),
         )
         experiment.grid()  # what can be said without the model is said before it is loaded
         return experiment
 
-    def grid(self, llava: PrunedLlava | None = None) -> tuple[list[Point], list[LeftOut]]:
+    def grid(self, geometry: Geometry | None = None) -> tuple[list[Point], list[LeftOut]]:
         """The points for a model, and those that their method refuses. See `make_grid`."""
-        decoder_layers = llava.model.config.get_text_config().num_hidden_layers if llava else None
         return make_grid(
             self.strategies,
             self.tokens,
-            self.pruning_layers(decoder_layers or 2),
+            self.pruning_layers(geometry.layers if geometry else 2),
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
             seeds=self.seeds,
-            decoder_layers=decoder_layers,
-            image_tokens=llava.tokens_per_image if llava else None,
+            kind="keep_tokens" if geometry is None else self.budget,
+            geometry=geometry,
         )
 
     def pruning_layers(self, decoder_layers: int) -> list[int]:
         """The layers asked for, of a decoder of that many."""
-        return list(range(decoder_layers - 1)) if self.layers is None else self.layers
+        return list(range(max(1, decoder_layers - 1))) if self.layers is None else self.layers
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,13 @@ class _Answered:
     outcomes: list[Outcome]
 
 
+@claiming(lambda experiment: _target(experiment, "json"))
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
     """Run the sweep and write its files; returns the JSON's content.
 
     Of several processes each answers its share and notes it in a file of its own as it goes; then the first one writes
-    the result, in the documents' order. No file has its final name before it is whole.
+    the result, in the documents' order. No file has its final name before it is whole. Raises InputError as
+    `claim.claimed` does.
     """
     state = join() if world()[1] > 1 else None
     watch_others()
@@ -164,7 +172,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     layers = model.config.get_text_config().num_hidden_layers
-    points, left_out = experiment.grid(llava)
+    points, left_out = experiment.grid(geometry_of(model))
     check_points(points, llava)
     for point in left_out:
         console.print(f"left out: {point}", soft_wrap=True, markup=False, highlight=False)
@@ -211,7 +219,7 @@ def _answer_all(
         TimeRemainingColumn(),
     )
     numbers, answered = share(len(documents)), []
-    with Progress(*columns, console=console, disable=console.quiet) as progress, partial.open("w") as file:
+    with progress_on(console, *columns) as progress, partial.open("w", encoding="utf-8") as file:
         label = f"{len(numbers)} documents x {len(points)} points"
         for number in progress.track(numbers, description=label):
             document = documents[number]
@@ -271,7 +279,7 @@ def _write(experiment: Experiment, points: Sequence[Point], data: dict[str, Any]
         json_file, picture, answers = (
             files.enter_context(whole_file(_target(experiment, name))) for name in ("json", "png", "answers.jsonl")
         )
-        with answers.open("w") as file:
+        with answers.open("w", encoding="utf-8") as file:
             for document in answered:
                 write_answers(file, document.row, points, document.outcomes)
         draw(picture, data)
@@ -309,11 +317,13 @@ def _meta(
         "num_samples": len(digests),
         "documents_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         "metric": documents.metric,
+        "scores": scores_of(documents.metric),
         "chance": fmean(chances) if len(chances) == len(digests) else None,
         "conv_mode": llava.template,
         "prompt_example": answered[0].prompt if answered else None,
         "image_aspect_ratio": llava.image_aspect_ratio,
         "pruning_layer": asked if experiment.layers is None or len(asked) > 1 else asked[0],
+        "budget": experiment.budget,
         "text_scope": experiment.text_scope,
         "keep_scope": experiment.keep_scope,
         "layer_numbering": "from 0; image tokens leave after this layer",
@@ -326,6 +336,12 @@ def _meta(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
     }
+
+
+def _budget(name: Any) -> str:
+    if name not in AXES:
+        raise InputError(unknown("budget", name, AXES))
+    return name
 
 
 def _whole(name: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lmms_textweighted.engine.plan import EMBEDDINGS
 from lmms_textweighted.experiment.files import blocks_of
+from lmms_textweighted.experiment.names import AXES, axis
 
 Row = tuple[str, dict[str, Any]]
 
@@ -55,7 +56,8 @@ def _upright(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[int]) 
     """Budgets in rows, strategies in columns, and what a budget costs all of them."""
     costs = next((block for name, block in rows if name != "none"), rows[0][1])
     table = Table(title=_title(data))
-    for heading in ("image tokens", "equivalent", "FLOPs", *(name for name, _ in rows)):
+    counted = "image tokens" if axis(data["meta"]) == AXES["keep_tokens"] else "asked"
+    for heading in (counted, "equivalent", "FLOPs", *(name for name, _ in rows)):
         table.add_column(heading, justify="right", no_wrap=True)
     for budget in budgets:
         cells = [str(budget), _at(costs, budget, "equivalent_tokens", "{:.0f}"), _at(costs, budget, "flops_ratio")]
@@ -67,7 +69,7 @@ def _upright(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[int]) 
 def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[int]) -> Table:
     """Strategies in rows, budgets in columns; strategies that cost the same stand together, below their cost."""
     table = Table(title=_title(data))
-    table.add_column("image tokens kept", no_wrap=True)
+    table.add_column(axis(data["meta"]), no_wrap=True)
     for budget in budgets:
         table.add_column(str(budget), justify="right", no_wrap=True)
     groups: dict[Any, list[Row]] = {}

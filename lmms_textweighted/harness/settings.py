@@ -11,6 +11,8 @@ from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan
+from lmms_textweighted.methods.budget import BUDGETS, Budget, Geometry
+from lmms_textweighted.methods.files import source_digest
 from lmms_textweighted.prompts import check_template
 
 
@@ -18,12 +20,13 @@ from lmms_textweighted.prompts import check_template
 class Settings:
     """Everything `--model_args` can say, with its defaults.
 
-    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer, keep_tokens, keep_ratio: see
-    `methods.make_plan`. text_scope, keep_scope: see `plan.Plan`. conv_template: a name in `prompts.TEMPLATES`; None
-    suits the checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated
-    image_aspect_ratio goes before a task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for
-    every task (the rank tasks ask for them themselves). system_length, image_length: checked against every input.
-    The rest: see `families.LoadOptions`.
+    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`. keep_tokens,
+    keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope, positions: see
+    `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None suits the
+    checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes
+    before a task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every task (the rank
+    tasks ask for them themselves). system_length, image_length: checked against every input. The rest: see
+    `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT
@@ -31,8 +34,11 @@ class Settings:
     pruning_layer: int | None = None
     keep_tokens: int | None = None
     keep_ratio: float | None = None
+    equivalent_tokens: float | None = None
+    flops_ratio: float | None = None
     text_scope: str = "after"
     keep_scope: str = "image"
+    positions: str | None = None
     conv_template: str | None = None
     loader: str = "auto"
     vision_tower: str | None = None
@@ -63,37 +69,46 @@ class Settings:
             raise InputError(f"seed is {settings.seed!r}: give a whole number")
         if not isinstance(settings.ranks, bool):
             raise InputError(f"ranks is {settings.ranks!r}: give True or False")
+        settings.load_options()
         settings.plan()
         return settings
 
-    def plan(self) -> Plan:
-        return make_plan(
-            self.strategy,
+    def budget(self) -> Budget | None:
+        """The one that is given, if any. Raises PlanError as `Budget` does."""
+        given = {name: getattr(self, name) for name in BUDGETS}
+        return Budget.of(**given) if any(value is not None for value in given.values()) else None
+
+    def plan(self, geometry: Geometry | None = None) -> Plan:
+        """The plan on a model. Without its geometry what is searched for is not yet: only that it can be asked for."""
+        budget = self.budget()
+        method = find_method(self.strategy)
+        if geometry is None and budget is not None and budget.is_solved and method.takes_budget:
+            budget = None
+        return method.solve(
+            budget,
+            geometry,
             pruning_layer=self.pruning_layer,
-            keep_tokens=self.keep_tokens,
-            keep_ratio=self.keep_ratio,
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
+            positions=self.positions,
         )
 
-    def check(self, num_layers: int, image_tokens: int | None) -> None:
-        """Raise PlanError when the plan does not fit the model; what is stated must fit even for `none`.
-
-        image_tokens: of one image, where the checkpoint fixes it.
-        """
+    def check(self, geometry: Geometry) -> None:
+        """Raise PlanError when the plan does not fit the model; what is stated must fit even for `none`."""
+        image_tokens = geometry.image_tokens
         if self.keep_scope == "prompt":  # how many images a prompt has, only its document tells
             image_tokens = None
-        self.plan().check(num_layers, image_tokens)
-        if not find_method(self.strategy).removes and any(
-            value is not None for value in (self.pruning_layer, self.keep_tokens, self.keep_ratio)
-        ):
-            keep_ratio = 1.0 if self.keep_tokens is None and self.keep_ratio is None else self.keep_ratio
-            make_plan(
+        self.plan(geometry).check(geometry.layers, image_tokens)
+        budget = self.budget()
+        if not find_method(self.strategy).removes and (self.pruning_layer is not None or budget is not None):
+            stated = make_plan(
                 DEFAULT_STRATEGY,
                 pruning_layer=self.pruning_layer,
-                keep_tokens=self.keep_tokens,
-                keep_ratio=keep_ratio,
-            ).check(num_layers, image_tokens)
+                **({budget.kind: budget.value} if budget else {"keep_ratio": 1.0}),
+                keep_scope=self.keep_scope,
+                geometry=geometry,
+            )
+            stated.check(geometry.layers, image_tokens)
 
     def load_options(self) -> LoadOptions:
         return LoadOptions(
@@ -110,9 +125,19 @@ class Settings:
     def stated(self) -> StatedLengths:
         return StatedLengths(system=self.system_length, image=self.image_length)
 
-    def resolved(self) -> dict[str, Any]:
-        """The settings as they act: the plan spelled out, nothing left to a default."""
+    def resolved(self, geometry: Geometry | None = None) -> dict[str, Any]:
+        """The settings as they act: the plan spelled out, nothing left to a default.
+
+        A plan of a file, and a method of one's own, is also told by its file's digest.
+        """
         data = {key: value for key, value in asdict(self).items() if value is not None}
-        for key in ("strategy", "pruning_layer", "keep_tokens", "keep_ratio"):
+        for key in ("strategy", "pruning_layer", "positions", *BUDGETS):
             data.pop(key, None)
-        return {**data, **self.plan().to_dict()}
+        digest = self.digest()
+        named = {} if digest is None else {"strategy_digest": digest}
+        return {**data, **named, **self.plan(geometry).to_dict()}
+
+    def digest(self) -> str | None:
+        """What tells two contents of the strategy's file apart; None where the strategy is no file's."""
+        found = find_method(self.strategy)
+        return source_digest(found) or source_digest(self.strategy)

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.harness.settings import Settings
-from lmms_textweighted.leaderboard.schema import Matrix, Method
+from lmms_textweighted.leaderboard.schema import Budget, Matrix, Method
+from lmms_textweighted.methods import find_method
 
 # lmms-eval makes up a new id for each run of its response cache, and then finds nothing of a killed one's.
 RUN_ID = "LMMS_CACHE_RUN_ID"
@@ -27,15 +27,15 @@ _NOT_IN_ARGUMENTS = ",{}[]'\""  # what lmms-eval's reading of `a=1,b=2` would ta
 
 @dataclass(frozen=True)
 class Run:
-    """One lmms-eval run: a method at a budget (None: nothing is removed) over all tasks.
+    """One lmms-eval run: a method at a budget (None: it takes none) over all tasks.
 
     options: lmms-eval's options by name, as in a `--config` file. environment: variables it needs.
     """
 
     name: str
     method: str
-    budget: int | None
-    plan: Plan
+    budget: Budget | None
+    settings: Settings
     folder: Path
     options: dict[str, Any]
     environment: dict[str, str]
@@ -53,7 +53,7 @@ def expand(matrix: Matrix, *, output: Path, limit: int | None = None) -> list[Ru
     """
     runs: list[Run] = []
     for method in matrix.methods:
-        budgets = [None] if method.strategy == NONE.name else method.budgets or matrix.budgets
+        budgets = method.budgets or matrix.budgets if find_method(method.strategy).takes_budget else [None]
         runs += [_run(matrix, method, budget, output, limit) for budget in budgets]
     names = [run.name for run in runs]
     for name in names:
@@ -92,13 +92,16 @@ def config_text_of(runs: list[Run], heading: str) -> str:
     return f"# {heading}\n{yaml.safe_dump(entries, sort_keys=False, width=1000)}"
 
 
-def _run(matrix: Matrix, method: Method, budget: int | None, output: Path, limit: int | None) -> Run:
-    name = method.label if budget is None else f"{method.label}-{budget}"
+def _run(matrix: Matrix, method: Method, budget: Budget | None, output: Path, limit: int | None) -> Run:
+    label = method.name or find_method(method.strategy).name  # of a file, what it calls itself
+    name = label if budget is None else f"{label}-{budget}"
     arguments: dict[str, Any] = {**matrix.model_args, "strategy": method.strategy, **method.model_args}
     if budget is not None:
-        arguments["keep_tokens"] = budget
-    plan = Settings.parse(arguments).plan()
-    folder = output / name
+        kind, value = budget.given
+        arguments[kind] = value
+    settings = Settings.parse(arguments)
+    digest = settings.digest()  # of a strategy's file: after a change of it, what was done is not done any more
+    folder = output / (name if digest is None else f"{name}-{digest}")
     options: dict[str, Any] = {
         "model": MODEL_NAME,
         "model_args": ",".join(f"{key}={_plain(key, value)}" for key, value in arguments.items()),
@@ -114,7 +117,7 @@ def _run(matrix: Matrix, method: Method, budget: int | None, output: Path, limit
     # The same for all runs, since a `--config` file sets the variables of all its entries before the first one runs;
     # the caches are apart, each in its run's folder.
     environment = {RUN_ID: matrix.name, GIT_CEILING: str(_above_lmms_eval())}
-    return Run(name, method.label, budget, plan, folder, options, environment)
+    return Run(name, label, budget, settings, folder, options, environment)
 
 
 def _above_lmms_eval() -> Path:

@@ -24,6 +24,8 @@ from lmms_textweighted.errors import InputError
 from lmms_textweighted.leaderboard.commands import Run
 from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape
 from lmms_textweighted.leaderboard.schema import Assumptions, Matrix, Part, Task
+from lmms_textweighted.methods import budget
+from lmms_textweighted.methods.budget import image_lengths
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ def estimate(
     layers, tokens = geometry.decoder.layers, geometry.image_tokens
     done.unpruned.update({task.name: _task_cost(task, NONE, done) for task in matrix.tasks})
     for run in runs:
-        run.plan.check(layers, tokens)
-        kept = image_lengths(run.plan, layers, tokens)
-        tasks = {task.name: _task_cost(task, run.plan, done) for task in matrix.tasks}
+        plan = run.settings.plan(budget.Geometry(geometry.decoder, tokens))
+        plan.check(layers, tokens)
+        kept = image_lengths(plan, layers, tokens)
+        tasks = {task.name: _task_cost(task, plan, done) for task in matrix.tasks}
         done.runs.append(RunEstimate(run, kept[-1], equivalent_tokens(kept), tasks))
     return done
 
@@ -126,17 +129,6 @@ def limited(parts: Sequence[Part], limit: int | None) -> list[Part]:
     shares = [part.count * limit // total for part in parts]
     shares[0] += limit - sum(shares)
     return [Part(count=count, images=part.images) for part, count in zip(parts, shares, strict=True) if count]
-
-
-def image_lengths(plan: Plan, layers: int, image_tokens: int) -> list[int]:
-    """Image tokens that each of `layers` layers sees of a picture of `image_tokens`: fewer after a stage's layer."""
-    lengths, left = [], image_tokens
-    stages = {stage.layer: stage for stage in plan.stages}
-    for layer in range(layers):
-        lengths.append(left)
-        if layer in stages:
-            left = stages[layer].keep(left)
-    return lengths
 
 
 def vision_flops(shape: VisionShape) -> int:

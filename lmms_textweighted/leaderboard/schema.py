@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.paths import config_names, config_text
@@ -47,12 +47,49 @@ class Task(_Strict):
         return [Part(count=self.documents)] if isinstance(self.documents, int) else self.documents
 
 
+class Budget(_Strict):
+    """A budget in other units than tokens kept; see `methods.budget.Budget`. Exactly one is given."""
+
+    keep_tokens: Count | None = None
+    keep_ratio: float | None = None
+    equivalent_tokens: float | None = None
+    flops_ratio: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        given = {name: value for name, value in self if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def given(self) -> tuple[str, float]:
+        """(its name, its value, whole where it can be)"""
+        name, value = next((name, value) for name, value in self if value is not None)
+        return name, int(value) if value == int(value) else value
+
+    def __str__(self) -> str:
+        """As runs are named: `64`, `equivalent64`, `flops0.3`."""
+        name, value = self.given
+        return {"keep_tokens": "", "keep_ratio": "ratio"}.get(name, name.partition("_")[0]) + f"{value:g}"
+
+
+def _counted(value: Any) -> Any:
+    """A list whose entries may be bare counts."""
+    if not isinstance(value, list):
+        return value
+    return [{"keep_tokens": item} if not isinstance(item, dict | Budget) else item for item in value]
+
+
+Budgets = Annotated[list[Budget], BeforeValidator(_counted)]
+
+
 class Method(_Strict):
     """A strategy (see `methods.find_method`) with model arguments of its own. name: what its runs are called."""
 
     strategy: str
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = ""
-    budgets: list[Count] | None = None
+    budgets: Budgets | None = None
     model_args: dict[str, Scalar] = {}
 
     @property
@@ -102,7 +139,7 @@ class Matrix(_Strict):
     output: str
     model_args: dict[str, Scalar]
     tasks: Annotated[list[Task], Field(min_length=1)]
-    budgets: Annotated[list[Count], Field(min_length=1)]
+    budgets: Annotated[Budgets, Field(min_length=1)]
     methods: Annotated[list[Method], Field(min_length=1)]
     options: Options = Options()
     estimate: Assumptions = Assumptions()
@@ -123,7 +160,7 @@ class Matrix(_Strict):
         named: dict[str, list[Any]] = {
             "tasks": [task.name for task in self.tasks],
             "methods": [method.label for method in self.methods],
-            "budgets": self.budgets,
+            "budgets": [str(budget) for budget in self.budgets],
         }
         for kind, names in named.items():
             twice = [name for name in names if names.count(name) > 1]
@@ -176,6 +213,7 @@ def _known(place: tuple[int | str, ...]) -> str:
         "options": Options,
         "estimate": Assumptions,
         "documents": Part,
+        "budgets": Budget,
     }
     inside = [models[str(part)] for part in place[:-1] if part in models]
     return unknown("field", place[-1], (inside[-1] if inside else Matrix).model_fields)

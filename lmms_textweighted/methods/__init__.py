@@ -19,11 +19,14 @@ from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, first_line, unknown
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
+from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.dart import DART
 from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
+from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
+from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity
@@ -41,6 +44,7 @@ from lmms_textweighted.methods.unpruned import NONE
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
     "DEFAULT_STRATEGY",
+    "PRESETS",
     "SCORERS",
     "Method",
     "OneStage",
@@ -48,6 +52,7 @@ __all__ = [
     "label_of",
     "make_plan",
     "method_names",
+    "preset_names",
 ]
 
 ENTRY_POINTS = "lmms_textweighted.methods"
@@ -112,15 +117,22 @@ def method_names() -> tuple[str, ...]:
     return (*own, *sorted(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in own))
 
 
+def preset_names() -> tuple[str, ...]:
+    """The names of the papers' settings, which stand beside those of the methods."""
+    return tuple(preset.name for preset in PRESETS)
+
+
 def find_method(strategy: str | Method) -> Method:
-    """A method by its name, by `FILE.py:NAME` or `MODULE:NAME`, or itself.
+    """A method or a preset by its name, by `plan.yaml`, `FILE.py:NAME` or `MODULE:NAME`, or itself.
 
     This package's own names go before those of installed packages. Raises PlanError for an unknown name (with the
-    nearest one), and for what is there but is no Method.
+    nearest one), for what is there but is no Method, and for a file that states no plan.
     """
     if isinstance(strategy, Method):
         return strategy
-    for method in _OWN:
+    if is_plan_file(str(strategy)):
+        return read_plan(strategy, SCORERS, (*method_names(), *preset_names()))
+    for method in (*_OWN, *PRESETS):
         if method.name == strategy:
             return method
     for point in entry_points(group=ENTRY_POINTS):
@@ -128,7 +140,7 @@ def find_method(strategy: str | Method) -> Method:
             return _checked(point.load(), f"entry point {point.value}")
     place, colon, name = str(strategy).rpartition(":")
     if not colon:
-        raise PlanError(unknown("strategy", strategy, method_names()))
+        raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
     try:
         return _checked(getattr(_module(place), name), f"strategy {strategy!r}")
     except (ImportError, OSError, AttributeError) as error:
@@ -137,7 +149,7 @@ def find_method(strategy: str | Method) -> Method:
 
 def label_of(strategy: str) -> str:
     """What pictures call a method of this package; the name itself where it is another's."""
-    return next((method.label for method in _OWN if method.name == strategy), strategy)
+    return next((method.label for method in (*_OWN, *PRESETS) if method.name == strategy), strategy)
 
 
 def make_plan(
@@ -146,10 +158,15 @@ def make_plan(
     pruning_layer: int | None = None,
     keep_tokens: int | None = None,
     keep_ratio: float | None = None,
+    equivalent_tokens: float | None = None,
+    flops_ratio: float | None = None,
     text_scope: str = "after",
     keep_scope: str = "image",
+    positions: str | None = None,
+    geometry: Geometry | None = None,
 ) -> Plan:
-    """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`.
+    """The plan of a method for a budget. strategy: as for `find_method`. The rest: see `Method.plan`; `geometry_of` in
+    `families` has a loaded model's geometry.
 
     Raises PlanError as both do.
     """
@@ -157,8 +174,12 @@ def make_plan(
         pruning_layer=pruning_layer,
         keep_tokens=keep_tokens,
         keep_ratio=keep_ratio,
+        equivalent_tokens=equivalent_tokens,
+        flops_ratio=flops_ratio,
         text_scope=text_scope,
         keep_scope=keep_scope,
+        positions=positions,
+        geometry=geometry,
     )
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError
-from lmms_textweighted.methods.placed import Placed
+from lmms_textweighted.methods.base import Method
 
 
 @dataclass(frozen=True)
-class Staged(Placed):
+class Staged(Method):
     """Stage i leaves after `layers[i]`, chosen by `scorers[i]`.
 
     counts: image tokens that stay after each stage in one setting of the authors: it gives the proportions. depth and

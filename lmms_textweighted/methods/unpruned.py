@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.methods.base import Method
+from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.methods.uniform import LAST_ROW
 
 
@@ -18,9 +19,13 @@ class Unpruned(Method):
     label: str = "no pruning"
     source: str = "the model as it is"
     removes: ClassVar[bool] = False
+    takes_budget: ClassVar[bool] = False
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         Stage(LAST_ROW, layer, keep_tokens=keep_tokens, keep_ratio=keep_ratio)  # a budget that cannot be is refused
+        return ()
+
+    def solved(self, budget: Budget, geometry: Geometry, layer: int) -> tuple[Stage, ...]:
         return ()
 
 

@@ -16,12 +16,13 @@ from rich.progress import Progress
 
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.splice import removed_at_end
-from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
-from lmms_textweighted.inference import Answer, Decoding, PrunedLlava
+from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
+from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
@@ -35,13 +36,7 @@ _PREPARATION = ("size", "crop_size", "image_mean", "image_std", "resample", "res
 def measure(settings: Settings, expected: Baseline | None, console: Console) -> Baseline:
     """Answer every document at every point. expected: whose documents and weights it must be, if any; checked before
     the work that they would make useless. Raises InputError, PlanError or CheckpointError, one line each."""
-    points = make_points(
-        settings.strategies,
-        settings.keep_tokens,
-        settings.pruning_layer,
-        text_scope=settings.text_scope,
-        keep_scope=settings.keep_scope,
-    )
+    _points(settings)  # what can be said without the model is said before the work
     source = Documents.of_task(
         settings.task, settings.num_samples, single_prediction_prompt=settings.single_pred_prompt
     )
@@ -55,6 +50,7 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
     weights = weights_fingerprint(llava.model)
     if expected is not None:
         check_weights(expected, weights)
+    points = _points(settings, geometry_of(llava.model))
     check_points(points, llava)
     outcomes = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -79,6 +75,17 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
         documents=tuple(_record(llava, *each) for each in zip(documents, contents, strict=True)),
         points=tuple(_point(point, outcomes) for point in points),
         outcomes=tuple(outcomes),
+    )
+
+
+def _points(settings: Settings, geometry: Geometry | None = None) -> list[Point]:
+    return make_points(
+        settings.strategies,
+        settings.keep_tokens,
+        settings.pruning_layer,
+        text_scope=settings.text_scope,
+        keep_scope=settings.keep_scope,
+        geometry=geometry,
     )
 
 
@@ -141,6 +148,7 @@ def _answer(
             for document, answer in zip(batch, answers, strict=True)
         ]
     except Exception as error:
+        batch = [batch[error.row]] if isinstance(error, PromptError) else batch
         names = batch[0].name if len(batch) == 1 else f"{batch[0].name} to {batch[-1].id}"
         raise InputError(f"{names}, {_name(point)}: {describe(error)}") from error
 
