@@ -32,9 +32,9 @@ def assert_same_curves(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, block in expected.items():
         assert found[name].keys() == block.keys()
-        assert found[name]["plans"] == block["plans"]
+        assert (found[name]["layer"], found[name]["plans"]) == (block["layer"], block["plans"])
         for figure, values in block.items():
-            if figure == "plans":
+            if figure in ("layer", "plans"):
                 continue
             assert found[name][figure] == pytest.approx(values, rel=1e-3), (name, figure)
 
