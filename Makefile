@@ -15,7 +15,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-latest regress bench lint format lock dist clean
+.PHONY: demo test test-fast test-latest regress bench lint format lock audit dist clean
 
 # $(1): an environment's bin folder, $(2): a folder for the results.
 # lmms-eval exits with 0 even when it failed: its results file says whether it did.
@@ -30,7 +30,7 @@ endef
 demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
 	$(call EVALUATE_SHAPES,$(BIN),demo)
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
-		--output-dir demo/sweep
+		--output-dir demo/sweep --overwrite
 
 # Two or more processes with a thread each: small models gain little from more threads.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
@@ -75,6 +75,9 @@ lock: .venv-lock/bin/uv  ## the newest versions that the bounds allow, for Pytho
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--output-file $(LOCK) pyproject.toml
 
+audit: .venv-audit/bin/pip-audit  ## the lock against the database of known weaknesses; needs a network that reaches it
+	.venv-audit/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --progress-spinner off
+
 dist:  ## the wheel and the source archive in dist/: looked over, and the wheel answers a question in .venv-dist
 	rm -rf dist build .venv-dist
 	$(PYTHON) -m venv .venv-dist
@@ -85,7 +88,7 @@ dist:  ## the wheel and the source archive in dist/: looked over, and the wheel 
 	cd .venv-dist && bin/lmms-textweighted sweep --num-samples 1 --tokens 64 --output-dir answer
 
 clean:
-	rm -rf .venv .venv-latest .venv-lock .venv-dist demo latest build dist *.egg-info
+	rm -rf .venv .venv-latest .venv-lock .venv-audit .venv-dist demo latest build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -102,3 +105,7 @@ clean:
 .venv-lock/bin/uv:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/$(PIP) install uv
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/$(PIP) install pip-audit

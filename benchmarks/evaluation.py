@@ -6,7 +6,6 @@ them; start-up is not part of it. The answers must be the same. (`llava_hf` refu
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -48,7 +47,6 @@ def requests_of(documents: Any) -> list[Instance]:
 
 def run(documents: int = 200, repeats: int = 5) -> list[Row]:
     """One row; the models take turns."""
-    sys.argv[1:] = []  # our model looks at lmms-eval's own arguments
     chosen = load_testset().select(range(documents))
     ours = LlavaTextweightedChat(pretrained="tiny", strategy="none", conv_template="hf", batch_size=8)
     theirs = LlavaHf(pretrained=str(checkpoint_folder()), device="cpu", device_map="cpu", dtype="float32")

@@ -53,6 +53,14 @@ class InputError(TextweightedError):
     """A question, picture, option or folder that cannot be used."""
 
 
+class PromptError(InputError):
+    """One prompt of a batch that cannot be used. row: its place in the batch."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class NotComparableError(TextweightedError):
     """What `regress` cannot compare: no verdict, as opposed to a regression, which is exit code 1."""
 

@@ -29,7 +29,7 @@ def config_text(config: str | Path) -> str:
     """
     path = config if isinstance(config, Path) else data_folder("configs") / f"{config}.yaml"
     try:
-        return path.read_text().replace("${TASKS}", str(data_folder("tasks")))
+        return path.read_text(encoding="utf-8").replace("${TASKS}", str(data_folder("tasks")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
 
@@ -40,8 +40,27 @@ def checkpoint_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """$LMMS_TEXTWEIGHTED_CACHE, or lmms-textweighted under the user's cache folder."""
+    """$LMMS_TEXTWEIGHTED_CACHE, or lmms-textweighted under the user's cache folder.
+
+    Raises InputError where neither is known, as in a container under a bare user id.
+    """
     named = os.environ.get("LMMS_TEXTWEIGHTED_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmms-textweighted"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "lmms-textweighted"
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither $HOME nor an entry for the user
+        home = Path()
+    if not home.is_absolute():
+        raise InputError("no home folder is known, and so no cache folder: set LMMS_TEXTWEIGHTED_CACHE")
+    return home / ".cache" / "lmms-textweighted"
+
+
+def expanded(path: str) -> Path:
+    """The path with a leading `~` filled in. Raises InputError where no home folder is known for it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"path {path!r} begins with ~, but that home folder is not known: write it out") from error

@@ -10,22 +10,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFile, UnidentifiedImageError
-
 from lmms_textweighted.errors import InputError, first_line
+from lmms_textweighted.pictures import check_pictures
 from lmms_textweighted.prompts import IMAGE_TAG
 
 LETTERS = "ABCDEFGH"
@@ -48,8 +43,11 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The text without white space around it, and without a tag in front: a picture stands there anyway."""
-        return self.text.strip().removeprefix(IMAGE_TAG).strip()
+        """The text without its tag, wherever that stands, and without white space around it.
+
+        The picture goes in front, as in LLaVA's own scripts (model_vqa_science.py).
+        """
+        return self.text.replace(IMAGE_TAG, "").strip()
 
     @property
     def answer(self) -> int:
@@ -118,57 +116,6 @@ def read_questions(
     return QuestionSet(usable, skipped, sha256, hashes)
 
 
-@dataclass(frozen=True)
-class CheckedPicture:
-    """A picture file's SHA-256, and why it cannot be used; reason None: it can."""
-
-    sha256: str
-    reason: str | None
-
-
-def check_pictures(paths: Iterable[Path]) -> dict[Path, CheckedPicture]:
-    """Decode every picture to its last pixel, in threads."""
-    distinct = list(dict.fromkeys(paths))
-    with _strict_pillow(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(distinct, pool.map(_check_picture, distinct), strict=True))
-
-
-def _check_picture(path: Path) -> CheckedPicture:
-    named = repr(str(path))
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return CheckedPicture("", f"{named} is missing")
-    except OSError as error:
-        return CheckedPicture("", f"{named} cannot be read: {error.strerror or error}")
-    reason = None
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.verify()
-        with Image.open(io.BytesIO(data)) as picture:  # verify leaves nothing to load
-            picture.load()
-    except UnidentifiedImageError:  # its own text names an address in memory
-        reason = f"{named} is no picture"
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        reason = f"{named} has more than {Image.MAX_IMAGE_PIXELS} pixels"
-    except Exception as error:  # the decoders raise many kinds
-        reason = f"{named} is broken: {first_line(error)}"
-    return CheckedPicture(hashlib.sha256(data).hexdigest(), reason)
-
-
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """lmms-eval lets Pillow fill up what a truncated file lacks, for the whole process: here it must not."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
 def find_options(text: str) -> tuple[str, ...]:
     """The texts of the last lines `A. …`, `B. …`, … that follow each other in order, if there are at least two."""
     found: list[str] = []
@@ -232,7 +179,7 @@ def _question(entry: Any, number: int, named: str, folder: Path | None) -> Quest
         raise InputError(f"{where} has an {IMAGE_TAG} tag but no image: name its file in image, or take the tag out")
     if tags > 1:
         raise InputError(f"{where} has {tags} {IMAGE_TAG} tags for its one image: leave one of them")
-    options = find_options(text)
+    options = find_options(text.replace(IMAGE_TAG, ""))
     if len(options) < 2:
         raise InputError(f"{where} has no two options: write them as the lines `A. …`, `B. …` of the human's value")
     letters = LETTERS[: len(options)]

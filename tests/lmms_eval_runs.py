@@ -46,10 +46,14 @@ class Run:
 
 
 def lmms_eval(
-    folder: Path, *arguments: str, processes: int = 1, environment: dict[str, str] | None = None, name: str = "out"
+    folder: Path,
+    *arguments: str,
+    processes: int = 1,
+    environment: dict[str, str | None] | None = None,
+    name: str = "out",
 ) -> Run:
-    """`lmms-eval …` in `folder`, with its caches there too. Results go to `folder/name`."""
-    variables = {
+    """`lmms-eval …` in `folder`, with its caches there too. Results go to `folder/name`. None unsets a variable."""
+    variables: dict[str, str | None] = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
@@ -70,7 +74,8 @@ def lmms_eval(
         command += ["--output_path", str(folder / name), "--log_samples"]
     if "--include_path" not in arguments and "--config" not in arguments:
         command += ["--include_path", str(data_folder("tasks"))]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    set_ones = {key: value for key, value in variables.items() if value is not None}
+    done = subprocess.run(command, cwd=folder, env=set_ones, capture_output=True, text=True, timeout=600, check=False)
     return Run(done.returncode, done.stdout + done.stderr, folder / name)
 
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from lmms_textweighted import cli
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.claim import claimed
+from lmms_textweighted.experiment.files import whole_file
 from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
 from lmms_textweighted.paths import data_folder
 from tests.question_files import export_questions
@@ -149,6 +151,7 @@ ERRORS = [
     ),
     (["--task", "no_such_task", "--model-path", "./nowhere"], "unknown task 'no_such_task'"),
     (["--image-aspect-ratio", "sqare"], "did you mean 'square'?"),
+    (["--attn-implementation", "flex_attention"], "attn_implementation is 'flex_attention': give sdpa, eager or flash"),
     (["--loader", "lava"], "did you mean 'llava'?"),
     (["--text-scope", "befor"], "unknown text_scope 'befor'"),
     (["--keep-scope", "imag"], "unknown keep_scope 'imag'"),
@@ -325,3 +328,116 @@ def test_a_conversion_that_cannot_be_ends_with_one_line_and_leaves_nothing(tmp_p
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+# Two runs and one folder.
+
+
+def sweep_options(*more):
+    return ["sweep", "--num-samples", "1", "--tokens", "16", "--strategies", "fastv", "--no-ranks", *more]
+
+
+def test_a_finished_result_is_never_overwritten_unasked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = tmp_path / "out" / "fastv_textweighted_layer2_experiment.json"
+
+    def sweep(*more):
+        monkeypatch.setattr("sys.argv", ["x", *sweep_options("--output-dir", "out", *more)])
+        cli.main()
+
+    with pytest.raises(SystemExit) as ended:
+        sweep()
+    assert not ended.value.code
+    first = result.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        sweep("--seed", "3")
+    assert ended.value.code == 1
+    assert "is there already: give another --output-dir, or --overwrite" in capsys.readouterr().err
+    assert result.read_bytes() == first
+    with pytest.raises(SystemExit) as ended:
+        sweep("--seed", "3", "--overwrite")
+    assert not ended.value.code
+    assert json.loads(result.read_text())["meta"]["seed"] == 3
+    assert sorted(path.suffix for path in result.parent.glob("[!.]*")) == [".json", ".jsonl", ".png"]
+
+
+def test_a_second_sweep_into_one_folder_is_refused_while_the_first_runs(tmp_path):
+    result = tmp_path / "fastv_textweighted_layer2_experiment.json"
+    with claimed(result, overwrite=False):
+        done = run(*sweep_options("--output-dir", "."), cwd=tmp_path)
+        assert done.returncode == 1
+        assert "another sweep writes" in done.stderr.splitlines()[-1]
+        other = run(*sweep_options("--output-dir", ".", "--pruning-layer", "3", "--model-path", "./no"), cwd=tmp_path)
+        assert "checkpoint folder './no' does not exist" in other.stderr  # another layer's files have other names
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_drafts_have_names_of_their_own_and_a_failure_leaves_none(tmp_path):
+    path = tmp_path / "result.json"
+    with whole_file(path) as one, whole_file(path) as two:
+        assert one != two
+        one.write_text("1")
+        two.write_text("2")
+    assert path.read_text() == "1"  # the outer block ended last
+
+    def fail():
+        with whole_file(path) as draft:
+            draft.write_text("3")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    assert path.read_text() == "1"
+
+
+def test_the_result_says_which_score_is_which(tmp_path, monkeypatch):
+    """An answer that only begins with the letter is right for the task, and wrong in the published experiment."""
+    monkeypatch.setattr("lmms_textweighted.experiment.points.cut", lambda text, stops: "A. as I see it")
+    monkeypatch.setattr(
+        "sys.argv", ["x", *sweep_options("--output-dir", str(tmp_path), "--strategies", "text_weighted")]
+    )
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--num-samples", "12"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    data = json.loads((tmp_path / "fastv_textweighted_layer2_experiment.json").read_text())
+    assert data["accuracies"][0] > 0 == data["exact_equality"][0]
+    assert "exact_match" in data["meta"]["scores"]["accuracies"]
+    assert "the published experiment's accuracy" in data["meta"]["scores"]["exact_equality"]
+
+
+# Poor outputs.
+
+
+def test_an_error_stands_on_a_line_of_its_own_behind_an_open_bar(tmp_path):
+    """Where standard output and error go into one file."""
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "lmms_textweighted", *sweep_options("--fast-v-sys-length", "35")]
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, timeout=300, check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    assert done.returncode == 1
+    lines = log.read_text().splitlines()
+    assert any(line.startswith("lmms-textweighted: task shapes_mcq, document 0: system length") for line in lines), (
+        lines
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_poor_terminal_costs_characters_and_no_result(tmp_path, encoding):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    (tmp_path / "name.yaml").write_text("# Größe: ≤ 64\nnum-samples: 0\n", encoding="utf-8")
+    for arguments in (
+        ["leaderboard", "tiny", "--dry-run"],
+        ["config", "leaderboard/tiny"],
+        ["--help"],
+    ):
+        command = [sys.executable, "-m", "lmms_textweighted", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert done.stdout.decode(encoding)
+    command = [sys.executable, "-m", "lmms_textweighted", "sweep", "--config", "name.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False)
+    assert b"num_samples is 0: give" in done.stderr  # the file was read, whatever the terminal's encoding

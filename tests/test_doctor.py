@@ -169,7 +169,7 @@ def test_no_home_is_bad_and_said(monkeypatch):
     assert machine.cache() == Row(
         "cache folder",
         BAD,
-        "there is no home folder: HOME is not set",
+        "no home folder is known, and so no cache folder: set LMMS_TEXTWEIGHTED_CACHE",
         "set LMMS_TEXTWEIGHTED_CACHE to a folder that can be written",
     )
 

@@ -81,6 +81,7 @@ def ask(model, documents, kwargs=None, visuals=None):
         ({"conv_template": "vicuna"}, "did you mean 'vicuna_v1'?"),
         ({"keep_token": 64}, "unknown model argument 'keep_token': did you mean 'keep_tokens'?"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation is 'flex_attention': give sdpa, eager or"),
         ({"batch_size": "auto"}, "batch_size is 'auto'"),
         ({"pretrained": "./nowhere"}, "checkpoint folder './nowhere' does not exist"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -203,6 +204,20 @@ def test_a_document_that_fails_ends_the_run_and_is_named(documents):
     model.llava.generate = broken
     with pytest.raises(RunEnded, match=r"^lmms-textweighted: task shapes, document 0: RuntimeError: out of memory$"):
         ask(model, documents.select([0]))
+
+
+@pytest.mark.parametrize("kind", [LlavaTextweighted, LlavaTextweightedChat])
+def test_a_document_longer_than_the_context_is_named_out_of_its_batch(documents, kind):
+    def longer(document, number):
+        return {"question": document["question"] + " red" * (2000 if number == 1 else 0)}
+
+    model = kind(pretrained="tiny", batch_size=2)
+    some = documents.select(range(2)).map(longer, with_indices=True)
+    words = (
+        r"task shapes, document 1: the prompt has \d{4} tokens, 576 of them the pictures', .* made for 2048: shorten"
+    )
+    with pytest.raises(RunEnded, match=words):
+        ask(model, some)
 
 
 def test_the_loss_is_that_of_the_unpruned_model_when_all_is_kept(documents):

@@ -41,11 +41,11 @@ from lmms_textweighted.leaderboard.estimate import (
     vision_flops,
 )
 from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, read_geometry
-from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
 from lmms_textweighted.methods import SCORERS, make_plan
+from lmms_textweighted.parallel.locks import run_lock
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
 
@@ -549,7 +549,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
 def test_a_lock_lives_on_in_the_child_of_a_killed_process(tmp_path):
     code = (
         "import subprocess, sys; from pathlib import Path\n"
-        "from lmms_textweighted.leaderboard.locks import run_lock\n"
+        "from lmms_textweighted.parallel.locks import run_lock\n"
         "with run_lock(Path(sys.argv[1])) as lock:\n"
         "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,))\n"
         "    print(child.pid, flush=True); child.wait()"

@@ -19,8 +19,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import LlamaConfig
 
-from lmms_textweighted.errors import CheckpointError, InputError
+from lmms_textweighted.errors import CheckpointError, InputError, PromptError
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.liuhaotian import package as llava_loader
@@ -29,6 +30,7 @@ from lmms_textweighted.families.liuhaotian.convert import convert
 from lmms_textweighted.families.liuhaotian.processing import TagProcessor
 from lmms_textweighted.families.pieces import llava_pieces
 from lmms_textweighted.inference import Decoding, PrunedLlava, StatedLengths
+from lmms_textweighted.inference.context import context_limit
 from lmms_textweighted.methods import make_plan
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.prompts import Message, render, user_message
@@ -566,10 +568,47 @@ def test_what_transformers_cannot_express_is_refused_by_name(
         convert(str(folder), tmp_path / "converted")
 
 
-def test_a_prompt_that_would_be_cut_off_is_an_error(tower: Path, tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "c", tower=tower, config_changes={"tokenizer_model_max_length": 40})
-    with pytest.raises(Exception, match="tokenizer_model_max_length of 40"):
-        outcomes(loaded(folder, "llava"), 1)
+@pytest.mark.parametrize(("key", "limit"), [("tokenizer_model_max_length", 40), ("max_position_embeddings", 41)])
+def test_a_prompt_longer_than_the_context_is_an_error_in_every_loader(
+    tower: Path, tmp_path: Path, key: str, limit: int
+) -> None:
+    """The image's tokens are counted, although the package has one tag for them."""
+    folder = make_checkpoint(tmp_path / "c", tower=tower, config_changes={key: limit})
+    convert(str(folder), tmp_path / "converted")
+    convert(str(tmp_path / "converted"), tmp_path / "back")
+    said = set()
+    for path, loader in (("c", "llava"), ("c", "hf"), ("converted", "hf"), ("back", "llava")):
+        with pytest.raises(PromptError, match=f"but the model was made for {limit}: shorten it") as refused:
+            outcomes(loaded(tmp_path / path, loader), 1)
+        said.add(str(refused.value))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "default"}, 1024),
+        ({"rope_type": "linear", "factor": 4.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}, 1024),
+    ],
+)
+def test_stretched_phases_have_a_longer_context(rope: dict[str, Any], limit: int) -> None:
+    config = LlamaConfig(max_position_embeddings=1024)
+    config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    assert context_limit(config) == limit
+    config.tokenizer_model_max_length = 1000
+    assert context_limit(config) == 1000
+
+
+@pytest.mark.parametrize("name", ["../c/model.safetensors", "/etc/hosts", "sub/model.safetensors"])
+def test_an_index_names_files_beside_it_only(tower: Path, tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "c", tower=tower, shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    for loader in ("llava", "hf"):
+        with pytest.raises(CheckpointError, match="which is not beside it"):
+            load(str(folder), LoadOptions(loader=loader))
 
 
 # Tokenizers.

@@ -13,6 +13,8 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from PIL import ExifTags, Image
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness import command_line
+from lmms_textweighted.harness.command_line import asked_runs
 from lmms_textweighted.harness.local import (
     IMAGE_FOLDER,
     QUESTION_FILE,
@@ -162,6 +164,7 @@ def test_wrong_data_end_the_run_with_one_line(files, monkeypatch):
 
 
 def test_requests_of_earlier_questions_are_refused(files, monkeypatch):
+    monkeypatch.setattr(command_line, "_is_running", lambda: True)
     monkeypatch.setattr("sys.argv", ["lmms_eval", "--tasks", "mcq_local", "--cache_requests", "true"])
     with pytest.raises(RunEnded, match="cache_requests is true"):
         load("mcq_local")
@@ -169,7 +172,12 @@ def test_requests_of_earlier_questions_are_refused(files, monkeypatch):
     load("mcq_local")
 
 
-def test_data_are_checked_before_the_model_when_a_local_task_is_asked_for(files):
+def test_data_are_checked_before_the_model_when_a_local_task_is_asked_for(files, monkeypatch):
+    def check(arguments):
+        monkeypatch.setattr("sys.argv", ["lmms-eval", *arguments])
+        check_local_questions(asked_runs())
+
+    monkeypatch.setattr(command_line, "_is_running", lambda: True)
     asking = [
         ["--tasks", "mcq_local"],
         ["--tasks=pope,mcq_local_rank"],
@@ -181,13 +189,13 @@ def test_data_are_checked_before_the_model_when_a_local_task_is_asked_for(files)
     (files / "runs.yaml").write_text(yaml.safe_dump([{"tasks": "pope"}, {"tasks": "pope,mcq_local"}]))
     (files / "one.yaml").write_text(yaml.safe_dump({"tasks": "my_mcq_local_task"}))
     for arguments in asking:
-        check_local_questions(arguments)
+        check(arguments)
     shutil.rmtree(files / "images")
     for arguments in asking:
         with pytest.raises(InputError, match="image folder 'images' is no folder"):
-            check_local_questions(arguments)
+            check(arguments)
     for arguments in not_asking:
-        check_local_questions(arguments)
+        check(arguments)
 
 
 @pytest.mark.slow

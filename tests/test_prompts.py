@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families import load
-from lmms_textweighted.harness.model import _chat_message
+from lmms_textweighted.harness.visuals import chat_message
 from lmms_textweighted.prompts import (
     INSTRUCTION_STARTS,
     SHORT_ANSWER_PROMPT,
@@ -118,11 +118,11 @@ def test_chat_messages_place_pictures_as_the_simple_interface_does():
         "role": "user",
         "content": [{"type": "image", "url": PICTURE}, {"type": "text", "text": "Q: <image>\nWhy?"}],
     }
-    assert _chat_message(tagged).text == user_message("Q: <image>\nWhy?", [PICTURE]).text == "Q: <image>\nWhy?"
-    assert len(_chat_message(tagged).images) == 1
-    assert _chat_message({"role": "user", "content": "Why?"}).text == "Why?"
+    assert chat_message(tagged).text == user_message("Q: <image>\nWhy?", [PICTURE]).text == "Q: <image>\nWhy?"
+    assert len(chat_message(tagged).images) == 1
+    assert chat_message({"role": "user", "content": "Why?"}).text == "Why?"
     with pytest.raises(InputError, match="takes text and pictures only"):
-        _chat_message({"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]})
+        chat_message({"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]})
 
 
 def test_an_unknown_template_is_named_with_the_nearest():

@@ -65,20 +65,26 @@ def test_a_question_is_read_as_it_stands(tmp_path):
     assert set(found.picture_hashes) == {"5"}
 
 
-@pytest.mark.parametrize("before", ["", "<image>\n", "<image>", "<image> ", " \n<image>\n\n"])
-def test_a_tag_in_front_makes_no_difference(tmp_path, before):
-    (question,) = read_questions(
-        write(tmp_path, [entry(value=before + TEXT, image="a.png")]), None, check_images=False
-    ).questions
-    assert user_message(question.prompt, ["the picture"]).text == f"<image>\n{TEXT}"
-
-
-def test_a_tag_inside_the_text_stays_where_it_is(tmp_path):
-    text = "Look: <image> " + TEXT
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        f"<image>\n{TEXT}",
+        f"<image> {TEXT}",
+        f" \n<image>\n\n{TEXT}",
+        f"{TEXT}\n<image>",
+        f"{TEXT}<image>\n",
+        TEXT.replace("Which", "<image>Which"),
+        TEXT.replace(" red", "<image> red"),
+    ],
+)
+def test_the_picture_goes_in_front_wherever_its_tag_stands(tmp_path, text):
+    """As in LLaVA's own scripts, which take every tag out and put one in front."""
     (question,) = read_questions(
         write(tmp_path, [entry(value=text, image="a.png")]), None, check_images=False
     ).questions
-    assert user_message(question.prompt, ["the picture"]).text == text
+    assert user_message(question.prompt, ["the picture"]).text == f"<image>\n{TEXT}"
+    assert question.options == ("the disc", "the square")
 
 
 def test_questions_without_a_picture_need_no_folder(tmp_path):

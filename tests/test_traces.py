@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.stops import RunEnded
 from lmms_textweighted.harness.tasks import add_trace_columns, count_missing, mean_of_known, score_with_trace
 from lmms_textweighted.harness.traces import TraceStore, current_key, find_record, leave_current, make_current
+from lmms_textweighted.paths import expanded
 
 RECORD = {"kept_tokens": 8, "equivalent_tokens": 20.0, "flops_ratio": 0.5, "numeric_rank": 8.0, "effective_rank": 3.0}
 
@@ -94,5 +96,22 @@ def test_means_leave_out_what_is_not_known():
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LMMS_TEXTWEIGHTED_CACHE", str(tmp_path / "file"))
+    store = TraceStore({})  # most tasks never ask for one
     with pytest.raises(InputError, match="set LMMS_TEXTWEIGHTED_CACHE"):
-        TraceStore({})
+        store.open()
+    make_current(store)
+    with pytest.raises(RunEnded, match="set LMMS_TEXTWEIGHTED_CACHE"):
+        current_key()
+    leave_current(store)
+    assert current_key() == ""
+
+
+def test_without_a_home_folder_the_variable_is_named(monkeypatch):
+    """As in a container under a bare user id."""
+    for name in ("HOME", "XDG_CACHE_HOME", "LMMS_TEXTWEIGHTED_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    with pytest.raises(InputError, match=r"no home folder is known.*set LMMS_TEXTWEIGHTED_CACHE"):
+        TraceStore({}).open()
+    with pytest.raises(InputError, match="path '~/llava' begins with ~"):
+        expanded("~/llava")

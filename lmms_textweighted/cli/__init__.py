@@ -5,6 +5,7 @@ Nothing heavy is imported here: `--help` must answer at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -55,6 +56,9 @@ def _root(
 def main() -> None:
     """Entry point: our own errors are one line on standard error and their exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character shows another, and loses no result
+            stream.reconfigure(errors="replace")
     try:
         app()
     except TextweightedError as error:

@@ -79,6 +79,7 @@ def sweep(
         typer.Option(help="pad, square or anyres. If left out: square for a question file, else the checkpoint's own."),
     ] = None,
     output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished result.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,
 ) -> None:
     """Accuracy and ranks of every strategy from many image tokens to few, as JSON and as a picture."""
@@ -94,7 +95,7 @@ def sweep(
 def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str, Any]:
     """The options of a YAML file that the command line did not give."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

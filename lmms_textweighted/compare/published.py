@@ -65,7 +65,7 @@ def read_published(name: str) -> PublishedTable:
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise InputError(unknown("published table", name, published_names()))
     try:
-        table = PublishedTable.model_validate(yaml.safe_load(path.read_text()))
+        table = PublishedTable.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise InputError(f"published table {name!r} is no YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:

@@ -67,7 +67,7 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError when it cannot be read or is none."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"run {str(path)!r} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:

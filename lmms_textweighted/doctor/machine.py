@@ -66,7 +66,5 @@ def cache() -> Row:
         check_writable(folder)
     except InputError as error:
         return Row("cache folder", BAD, str(error).removeprefix("output folder "), advice)
-    except RuntimeError:  # pathlib's, where nobody knows a home
-        return Row("cache folder", BAD, "there is no home folder: HOME is not set", advice)
     home = os.path.expanduser("~")
     return Row("cache folder", OK, str(folder).replace(home, "~", 1) if home != "/" else str(folder))

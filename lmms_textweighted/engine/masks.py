@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from lmms_textweighted.errors import PlanError
+
+
+def check_kernel(implementation: str | None) -> None:
+    """Raise PlanError for an attention implementation whose masks are not known here: transformers has more of them."""
+    if implementation not in ("sdpa", "eager") and "flash" not in str(implementation):
+        raise PlanError(
+            f"attn_implementation is {implementation!r}, for which pruning was not made: load the model with sdpa, "
+            f"eager or flash_attention_2"
+        )
+
 
 def prefill_mask(present: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
     """The causal mask of a prefill in which only `present` [B, L] tokens are seen.

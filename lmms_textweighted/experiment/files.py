@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import IO, Any
+from uuid import uuid4
 
 from lmms_textweighted.experiment.grid import Point
 from lmms_textweighted.experiment.names import OWN_LAYERS
@@ -63,6 +64,7 @@ def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: in
         top = {
             "tokens": main["tokens"],
             "accuracies": main["accuracies"],
+            "exact_equality": main["exact_equality"],
             f"layer{layers - 1}_numeric_ranks": main["numeric_ranks"],
             f"layer{layers - 1}_effective_ranks": main["effective_ranks"],
         }
@@ -83,16 +85,30 @@ def blocks_of(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def scores_of(metric: str) -> dict[str, str]:
+    """For the result's meta: which score each of its accuracies is."""
+    return {
+        "accuracies": f"the mean of the task's own score, {metric}, which may take an answer that only begins right; "
+        "accuracy_low and accuracy_high are its 95 % interval",
+        "exact_equality": "the share of answers that are the target as a whole, white space around them aside: the "
+        "published experiment's accuracy",
+    }
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to. What is written there takes the place of `path` when the block ends well."""
-    draft = path.with_name(f"{path.name}.draft")
-    yield draft
-    draft.replace(path)
+    """A name beside `path`, of this call's own, to write to. What is written there takes the place of `path` when the
+    block ends well."""
+    draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.draft")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def write_answers(

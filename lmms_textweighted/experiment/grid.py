@@ -115,7 +115,8 @@ def _of_method(
 ) -> tuple[list[Point], list[LeftOut]]:
     def attempt(layer: int | None, budget: int | None) -> Point | LeftOut:
         try:
-            plan = method.plan(pruning_layer=layer, **{kind: budget}, **common)
+            asked: dict[str, Any] = {kind: budget}
+            plan = method.plan(pruning_layer=layer, **asked, **common)
         except PlanError as error:
             return LeftOut(method.name, layer, budget, str(error))
         return Point(method.name, budget, plan, layer)

@@ -13,14 +13,16 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lmms_textweighted.errors import InputError, describe, unknown
-from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
+from lmms_textweighted.experiment.claim import claiming
+from lmms_textweighted.experiment.files import experiment_data, scores_of, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import LeftOut, Point, check_points, make_grid
 from lmms_textweighted.experiment.names import AXES, file_name
 from lmms_textweighted.experiment.outcomes import Outcome, collect
 from lmms_textweighted.experiment.points import run_document
+from lmms_textweighted.experiment.progress import progress_on
 from lmms_textweighted.experiment.ranges import parse_layers, parse_samples, parse_seeds, parse_tokens
 from lmms_textweighted.experiment.tables import print_tables
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
@@ -67,6 +69,7 @@ class Experiment:
     seeds: list[int]
     load_options: LoadOptions
     output_dir: Path
+    overwrite: bool = False
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -110,6 +113,7 @@ class Experiment:
                 image_aspect_ratio=aspect_ratio and check_aspect_ratio(aspect_ratio),
             ),
             output_dir=output_dir,
+            overwrite=_flag(options, "overwrite"),
         )
         experiment.grid()  # what can be said without the model is said before it is loaded
         return experiment
@@ -142,11 +146,13 @@ class _Answered:
     outcomes: list[Outcome]
 
 
+@claiming(lambda experiment: _target(experiment, "json"))
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
     """Run the sweep and write its files; returns the JSON's content.
 
     Of several processes each answers its share and notes it in a file of its own as it goes; then the first one writes
-    the result, in the documents' order. No file has its final name before it is whole.
+    the result, in the documents' order. No file has its final name before it is whole. Raises InputError as
+    `claim.claimed` does.
     """
     state = join() if world()[1] > 1 else None
     watch_others()
@@ -210,7 +216,7 @@ def _answer_all(
         TimeRemainingColumn(),
     )
     numbers, answered = share(len(documents)), []
-    with Progress(*columns, console=console, disable=console.quiet) as progress, partial.open("w") as file:
+    with progress_on(console, *columns) as progress, partial.open("w", encoding="utf-8") as file:
         label = f"{len(numbers)} documents x {len(points)} points"
         for number in progress.track(numbers, description=label):
             document = documents[number]
@@ -270,7 +276,7 @@ def _write(experiment: Experiment, points: Sequence[Point], data: dict[str, Any]
         json_file, picture, answers = (
             files.enter_context(whole_file(_target(experiment, name))) for name in ("json", "png", "answers.jsonl")
         )
-        with answers.open("w") as file:
+        with answers.open("w", encoding="utf-8") as file:
             for document in answered:
                 write_answers(file, document.row, points, document.outcomes)
         draw(picture, data)
@@ -308,6 +314,7 @@ def _meta(
         "num_samples": len(digests),
         "documents_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
         "metric": documents.metric,
+        "scores": scores_of(documents.metric),
         "chance": fmean(chances) if len(chances) == len(digests) else None,
         "conv_mode": llava.template,
         "prompt_example": answered[0].prompt if answered else None,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.loading import (
     DEFAULT_CHECKPOINT,
-    LOADERS,
     TINY,
     Loaded,
     LoadOptions,
@@ -40,8 +39,6 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
     from lmms_textweighted.families.liuhaotian import checkpoint, package
 
     options = options or LoadOptions()
-    if options.loader not in LOADERS:
-        raise InputError(unknown("loader", options.loader, LOADERS))
     folder = resolve(pretrained)
     config = read_config(pretrained, folder, options.revision)
     if not checkpoint.is_liuhaotian(config):

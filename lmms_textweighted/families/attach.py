@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import BatchFeature
 
 from lmms_textweighted.engine import fanout, pruner
+from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.fanout import Prefix
+from lmms_textweighted.engine.generating import refusing
+from lmms_textweighted.engine.masks import check_kernel
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.engine.trace import Trace
+from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.known import splice_of
 
 
+@contextmanager
 def prune(
     model: Any,
     plan: Plan,
@@ -25,20 +30,43 @@ def prune(
     random_keys: Sequence[str] | None = None,
     seed: int = 0,
     question: Sequence[torch.Tensor | None] | None = None,
-) -> AbstractContextManager[Trace]:
+) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
     model: a LLaVA of transformers (1.5, NeXT, OneVision) called with `input_ids`, or one of the `llava` package called
     with its `images`. Image positions are found in the input. Everything else as for `engine.pruner.prune`: what ranks,
     random_keys, seed and question mean, what is yielded, and how to generate.
 
-    Raises PlanError when the model is no such LLaVA, or the plan does not fit the model or an input.
+    Raises PlanError when the model is no such LLaVA, or is compiled, or has an attention that pruning was not made for;
+    when the plan does not fit the model or an input; and when `generate` is asked for what pruning cannot do.
     """
-    return pruner.prune(
-        model, plan, splice_of(model), ranks=ranks, random_keys=random_keys, seed=seed, question=question
-    )
+    _check(model)
+    with (
+        pruner.prune(
+            model, plan, splice_of(model), ranks=ranks, random_keys=random_keys, seed=seed, question=question
+        ) as trace,
+        refusing(model),
+    ):
+        yield trace
 
 
 def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[Scorer], **options: Any) -> Prefix:
-    """`engine.fanout.run_prefix` of a model of any family."""
+    """`engine.fanout.run_prefix` of a model of any family. Raises PlanError as `prune` does."""
+    _check(model)
     return fanout.run_prefix(model, inputs, layer, scorers, splice_of(model), **options)
+
+
+def _check(model: Any) -> None:
+    """Raise PlanError for a model whose forward would not do what the hooks tell it."""
+    if hasattr(model, "_orig_mod"):
+        raise PlanError(
+            "the model is wrapped by torch.compile, whose graph knows nothing of pruning: give the model inside, "
+            "prune(model._orig_mod, …), and call that one inside the block"
+        )
+    if isinstance(model, torch.nn.Module) and any(part._compiled_call_impl is not None for part in model.modules()):
+        raise PlanError(
+            "the model or a part of it was compiled in place (model.compile()), and its graph knows nothing of "
+            "pruning: load it anew and do not compile it"
+        )
+    splice_of(model)  # says by itself what is no LLaVA
+    check_kernel(find_decoder(model).config._attn_implementation)

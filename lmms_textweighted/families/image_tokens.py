@@ -45,8 +45,7 @@ class TransformersSplice(Splice):
         stack.enter_context(replaced(self.features, "get_image_features", get_image_features))
 
     def prompts(self, rows: int) -> Prompts | None:
-        assert self._input is not None
-        input_ids, attention_mask = self._input
+        input_ids, attention_mask = self._given()
         ids = input_ids.cpu()
         valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         image = (ids == self.image_token_id) & valid
@@ -57,10 +56,17 @@ class TransformersSplice(Splice):
         return Prompts(ids.masked_fill(image, IMAGE), valid, tuple(sizes))
 
     def check_step(self) -> None:
-        assert self._input is not None
-        ids, image = self._input[0], torch.as_tensor(self.image_token_id)
+        ids, image = self._given()[0], torch.as_tensor(self.image_token_id)
         if ids.shape[1] > 1 and torch.isin(ids, image.to(ids.device)).any():
             raise PlanError("image tokens arrive on top of a KV cache: give the whole prompt in one prefill")
+
+    def _given(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._input is None:
+            raise PlanError(
+                f"the decoder runs, but not by the {type(self.model).__name__} that prune was given: call that one "
+                "inside the block, not a part of it or a wrapper around it"
+            )
+        return self._input
 
     def _before_model(self, module: Any, args: tuple, kwargs: dict) -> None:
         input_ids = args[0] if args else kwargs.get("input_ids")

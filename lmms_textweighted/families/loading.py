@@ -16,14 +16,16 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from lmms_textweighted.errors import CheckpointError, InputError, first_line
+from lmms_textweighted.errors import CheckpointError, InputError, first_line, unknown
 from lmms_textweighted.hub import asked_once, out_of_reach
-from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.paths import checkpoint_folder, expanded
 from lmms_textweighted.upstream.known_bad import check_versions
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
 TINY = "tiny"
 LOADERS = ("auto", "hf", "llava")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.onnx", "*.ot"]
 
 
@@ -58,13 +60,25 @@ class LoadOptions:
 
     @property
     def resolved_dtype(self) -> Any:
-        """A torch type, or `auto`. Raises InputError for what is neither."""
+        """A torch type, or `auto`. Raises InputError for what is none of DTYPES: torch has more."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}: give auto, float32, float16 or bfloat16")
         if self.dtype == "auto":
             return "auto" if self.resolved_device.startswith("cuda") else torch.float32
-        dtype = getattr(torch, str(self.dtype), None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise InputError(f"dtype is {self.dtype!r}: give auto, float32, float16 or bfloat16")
-        return dtype
+        return getattr(torch, self.dtype)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that transformers or torch would take, and pruning was never made for."""
+        if self.loader not in LOADERS:
+            raise InputError(unknown("loader", self.loader, LOADERS))
+        if self.attn_implementation is not None and self.attn_implementation not in ATTENTION:
+            raise InputError(
+                f"attn_implementation is {self.attn_implementation!r}: give sdpa, eager or flash_attention_2, or leave "
+                "it out"
+            )
+        if str(self.device).split(":")[0] == "meta" or self.device_map == "meta":
+            raise InputError("device is 'meta', where weights have no values: give cuda or cpu, or leave it out")
+        _ = self.resolved_dtype
 
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of transformers' `from_pretrained`."""
@@ -101,7 +115,7 @@ def resolve(pretrained: str) -> str:
     """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
     if pretrained == TINY:
         return str(checkpoint_folder())
-    path = Path(pretrained).expanduser()
+    path = expanded(pretrained)
     if path.is_dir():
         return str(path)
     looks_like_path = pretrained.startswith((".", "/", "~", os.sep)) or pretrained.count("/") > 1

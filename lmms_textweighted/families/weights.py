@@ -38,11 +38,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _listed(index: Path) -> list[str]:
-    """The files that an index names. Raises CheckpointError when it is none."""
+    """The files that an index names, which lie beside it. Raises CheckpointError when it is none."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"index {str(index)!r} cannot be read: is the download whole?") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(
+                f"index {str(index)!r} names the file {str(name)!r}, which is not beside it: correct it"
+            )
+    return names
 
 
 def load_problem(error: BaseException) -> str:

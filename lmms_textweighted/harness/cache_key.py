@@ -10,21 +10,21 @@ reads it in that time: the results' own `git_hash` is asked for after the model 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lmms_eval.utils import get_lmms_eval_cache_version
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.harness.output import run_options
 
 _COMMIT, _CHECKOUT = "LMMS_EVAL_GIT_COMMIT", "GIT_DIR"
 _BEFORE: dict[str, str | None] = {}
 
 
-def add_to_cache_key(digest: str | None, arguments: Sequence[str]) -> None:
+def add_to_cache_key(digest: str | None, runs: Sequence[Mapping[str, Any]]) -> None:
     """From now on cached answers are those of this digest; None: those of the words alone, as lmms-eval has it.
 
-    arguments: lmms-eval's. Raises InputError where they name a cache and lmms-eval's key no longer takes the digest.
+    runs: lmms-eval's options. Raises InputError where they name a cache and lmms-eval's key no longer takes the digest.
     """
     restore_cache_key()
     if digest is None:
@@ -32,7 +32,7 @@ def add_to_cache_key(digest: str | None, arguments: Sequence[str]) -> None:
     wanted = f"{get_lmms_eval_cache_version()}+{digest}"
     _BEFORE.update({name: os.environ.get(name) for name in (_COMMIT, _CHECKOUT)})
     os.environ.update({_COMMIT: wanted, _CHECKOUT: os.devnull})
-    if get_lmms_eval_cache_version() != wanted and run_options(arguments, "use_cache"):
+    if get_lmms_eval_cache_version() != wanted and any(run.get("use_cache") for run in runs):
         restore_cache_key()
         raise InputError(
             "use_cache is given, but this lmms-eval cannot tell an edited file's answers from older ones: leave it out"

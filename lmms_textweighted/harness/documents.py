@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from lmms_eval.utils import load_yaml_config
 from PIL import Image
 from tenacity import RetryError
 
-from lmms_textweighted.errors import InputError, TextweightedError, first_line
+from lmms_textweighted.errors import InputError, TextweightedError, describe, first_line
 from lmms_textweighted.harness.generation import split_generation_kwargs
 from lmms_textweighted.harness.names import MODEL_NAME
+from lmms_textweighted.harness.visuals import pictures
 from lmms_textweighted.hub import asked_once
 from lmms_textweighted.inference import Decoding
 from lmms_textweighted.paths import data_folder
+from lmms_textweighted.pictures import strict_pillow
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, Message, user_message
 
 
@@ -158,17 +160,29 @@ class TaskDocuments(Documents):
         }
 
     def _document(self, number: int) -> Document:
-        fields = self.task.eval_docs[number]
-        images = [image.convert("RGB") for image in self.task.doc_to_visual(fields) or []]
+        name = f"task {self.task.config.task}, document {number}"
+        with reading(name):
+            fields = self.task.eval_docs[number]
+            text, images = self.task.doc_to_text(fields), pictures(self.task.doc_to_visual(fields))
         return self._make(
             number,
-            self.task.doc_to_text(fields),
+            text,
             images,
             id=str(number),
-            name=f"task {self.task.config.task}, document {number}",
+            name=name,
             target=str(self.task.doc_to_target(fields)),
             fields=fields,
         )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """While a document is read: whatever goes wrong becomes an InputError that names it; pictures must be whole."""
+    try:
+        with strict_pillow():
+            yield
+    except Exception as error:  # a task's own code, and the pictures' decoders, raise many kinds
+        raise InputError(f"{name}: {describe(error)}") from error
 
 
 def _load_task(name: str) -> ConfigurableTask:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,12 +21,13 @@ from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from loguru import logger
 from PIL import Image
 
-from lmms_textweighted.errors import InputError, first_line
-from lmms_textweighted.harness.documents import Document, Documents
-from lmms_textweighted.harness.output import run_options
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.command_line import asked_runs
+from lmms_textweighted.harness.documents import Document, Documents, reading
 from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.traces import current_key
 from lmms_textweighted.inference import Decoding
+from lmms_textweighted.pictures import open_picture
 from lmms_textweighted.questions import Question, QuestionSet, read_questions
 
 LOCAL_TASKS = ("mcq_local", "mcq_local_rank")
@@ -101,12 +101,15 @@ class QuestionDocuments(Documents):
 
     def _document(self, number: int) -> Document:
         question = self.questions.questions[number]
+        name = f"question file {self.question_file.name}, id {question.id!r}"
+        with reading(name):  # a picture that could be read when the data were checked, and no longer can
+            images = [open_picture(question.image)] if question.image else []
         return self._make(
             number,
             question.prompt,
-            [_open(question.image)] if question.image else [],
+            images,
             id=question.id,
-            name=f"question file {self.question_file.name}, id {question.id!r}",
+            name=name,
             target=question.label,
             fields=_row(question),
         )
@@ -124,7 +127,7 @@ class LocalQuestions:
 
     def __call__(self, named: datasets.Dataset) -> datasets.Dataset:
         with ending_the_run():
-            if "true" in run_options(sys.argv[1:], "cache_requests"):
+            if any(run.get("cache_requests") == "true" for run in asked_runs()):
                 raise InputError(
                     "cache_requests is true: lmms-eval keeps requests by the task's name, and would ask those of an "
                     "earlier file: leave it out, or give refresh"
@@ -155,12 +158,12 @@ def read_named_questions(row: dict[str, Any] | None = None) -> tuple[Path, Quest
     return Path(question_file), _read(question_file, image_folder, skip_missing=skip)
 
 
-def check_local_questions(arguments: Sequence[str]) -> None:
-    """Raise InputError when lmms-eval's arguments ask for a local task and the data the environment names are wrong.
+def check_local_questions(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError when one of lmms-eval's runs has a local task and the data the environment names are wrong.
 
     The model calls it before it loads its weights.
     """
-    patterns = [name.strip() for tasks in run_options(arguments, "tasks") for name in tasks.split(",")]
+    patterns = [name.strip() for run in runs for name in str(run.get("tasks") or "").split(",")]
     if any(fnmatch(task, pattern) for task in LOCAL_TASKS for pattern in patterns):
         read_named_questions()
 
@@ -187,7 +190,7 @@ def make_dataset(questions: QuestionSet, *, with_trace: bool = False) -> dataset
 
 
 def doc_to_visual(document: dict[str, Any]) -> list[Image.Image]:
-    return [_open(document["image"])] if document["image"] else []
+    return [open_picture(document["image"])] if document["image"] else []
 
 
 def doc_to_text(document: dict[str, Any], prompts: dict[str, str]) -> str:
@@ -215,14 +218,6 @@ def _row(question: Question) -> dict[str, Any]:
         "answer": question.answer,
         "hint": "",
     }
-
-
-def _open(path: Path | str) -> Image.Image:
-    """Raises InputError for a picture that could be read when the data were checked, and no longer can."""
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} can no longer be read: {first_line(error)}") from error
 
 
 def _uid(question: Question, questions: QuestionSet) -> str:

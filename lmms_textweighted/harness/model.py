@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
-from PIL import Image
 from tqdm import tqdm
 
-from lmms_textweighted.engine.plan import Plan
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families import load, weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
-from lmms_textweighted.harness.generation import asked_aspect_ratio, split_generation_kwargs
+from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported
+from lmms_textweighted.harness.generation import asked_aspect_ratio, check_acts, split_generation_kwargs
+from lmms_textweighted.harness.lazy import Lazy
 from lmms_textweighted.harness.local import check_local_questions
 from lmms_textweighted.harness.output import check_output_paths
+from lmms_textweighted.harness.scored import Scored, check_scored
 from lmms_textweighted.harness.settings import Settings
 from lmms_textweighted.harness.stops import ending_the_run
+from lmms_textweighted.harness.summary import Summary
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
+from lmms_textweighted.harness.visuals import asked_in_front, chat_message, check_examples, pictures
 from lmms_textweighted.inference import Answer, PrunedLlava, geometry_of
 from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
-from lmms_textweighted.prompts import Message, make_message, user_message
+from lmms_textweighted.pictures import strict_pillow
+from lmms_textweighted.prompts import Message, user_message
 from lmms_textweighted.upstream.known_bad import check_versions
 
 
@@ -56,13 +57,16 @@ class LlavaTextweighted(lmms):
         super().__init__()
         with ending_the_run():
             check_versions(lmms_eval=True)  # also where the class was imported by itself
-            check_output_paths(sys.argv[1:])
-            check_local_questions(sys.argv[1:])
+            runs = asked_runs()
+            check_supported(runs)
+            check_output_paths(runs)
+            check_local_questions(runs)
+            self._asked_decoding = asked_decoding(runs)
             self.batch_size_per_gpu = _batch_size(batch_size)
             if max_batch_size is not None:
                 logger.warning(f"max_batch_size={max_batch_size} is not used: --batch_size sets the batch")
             self.settings = Settings.parse(arguments)
-            add_to_cache_key(self.settings.digest(), sys.argv[1:])
+            add_to_cache_key(self.settings.digest(), runs)
             self.accelerator = Accelerator()
             check_joined(self.accelerator)
             watch_others()
@@ -126,6 +130,14 @@ class LlavaTextweighted(lmms):
     def batch_size(self) -> int:
         return self.batch_size_per_gpu
 
+    @property
+    def chat_template(self) -> str:
+        """Asked for by `--apply_chat_template` alone, and refused: lmms-eval would put a template into ours."""
+        with ending_the_run():
+            raise InputError(CHAT_TEMPLATE)
+
+    apply_chat_template = chat_template
+
     def clean(self) -> None:
         """Called by lmms-eval between answering and scoring: let go of the weights and of the trace store."""
         leave_current(self.store)
@@ -139,36 +151,51 @@ class LlavaTextweighted(lmms):
 
         lmms-eval's response cache stores each answer as it comes, so a killed run can go on where it stopped.
         """
-        return _Lazy(self._answers(requests), len(requests))
+        self._check_fresh()
+        return Lazy(self._answers(requests), len(requests))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         with ending_the_run(_where(requests[0]) if requests else ""):
             raise InputError("llava_textweighted answers one round only: run a single-round task")
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(mean loss in nats, is greedy) of each continuation. A loss, not a likelihood: lmms-eval takes the least."""
+        self._check_fresh()
         results = []
-        for request in tqdm(requests, desc="Model Responding", disable=self._rank != 0):
-            with ending_the_run(_where(request)):
-                context, target, doc_to_visual, doc_id, task, split = request.args
-                document = self.task_dict[task][split][doc_id]
-                continuation = target if isinstance(target, str) else target(document)
-                message = user_message(context, _pictures(doc_to_visual(document)))
-                loss, greedy, _ = self.llava.loss([message], continuation)
-                results.append((loss, greedy))
+        # As a context: an error's one line must not be printed behind an open bar.
+        with tqdm(requests, desc="Model Responding", disable=self._rank != 0) as progress:
+            for request in progress:
+                with ending_the_run(_where(request)), strict_pillow():
+                    check_scored(request)
+                    context, target, doc_to_visual, doc_id, task, split = request.args
+                    document = self.task_dict[task][split][doc_id]
+                    # In front of it stands lmms-eval's target_delimiter, a space, which templates write themselves.
+                    continuation = str(target if isinstance(target, str) else target(document)).lstrip()
+                    message = user_message(context, pictures(doc_to_visual(document)))
+                    loss, greedy, _ = self.llava.loss([message], continuation)
+                    results.append(GenerationResult(text=Scored((loss, greedy))))
         return results
 
     # Answering.
+
+    def _check_fresh(self) -> None:
+        with ending_the_run():
+            if not hasattr(self, "llava"):
+                raise InputError(
+                    "this model was used up by an earlier run, after which lmms-eval lets go of its weights: make a "
+                    "new one for every run"
+                )
 
     def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
         """The conversation, the generation kwargs and the document of one request."""
         context, kwargs, doc_to_visual, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         visuals = doc_to_visual(document) if doc_to_visual is not None else []
-        return [user_message(context, _pictures(visuals))], kwargs, document
+        check_examples(doc_to_visual, visuals)
+        return [user_message(context, pictures(visuals))], kwargs, document
 
     def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
-        summary, due = _Summary(), 0
+        summary, due = Summary(), 0
         done: dict[int, GenerationResult] = {}
         # As a context: an error's one line must not be printed behind an open bar.
         with tqdm(total=len(requests), desc="Model Responding", disable=self._rank != 0) as progress:
@@ -192,17 +219,22 @@ class LlavaTextweighted(lmms):
         """(request, document, answer, seconds) of each request of one batch."""
         prepared = []
         for request in batch:
-            with ending_the_run(_where(request)):
+            with ending_the_run(_where(request)), strict_pillow():
                 prepared.append(self._messages(request))
         with ending_the_run(_where(*batch)):
             decoding, ranks = split_generation_kwargs(prepared[0][1])
+            check_acts(prepared[0][1], decoding, self._asked_decoding)
             began = time.perf_counter()
-            answers = self.llava.generate(
-                [messages for messages, _, _ in prepared],
-                decoding,
-                ranks=ranks or self.settings.ranks,
-                image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
-            )
+            try:
+                answers = self.llava.generate(
+                    [messages for messages, _, _ in prepared],
+                    decoding,
+                    ranks=ranks or self.settings.ranks,
+                    image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
+                )
+            except PromptError as error:
+                with ending_the_run(_where(batch[error.row])):
+                    raise
             seconds = (time.perf_counter() - began) / len(batch)
         for request, (_, _, document), answer in zip(batch, prepared, answers, strict=True):
             yield request, document, answer, seconds
@@ -245,76 +277,20 @@ class LlavaTextweighted(lmms):
 
 
 class LlavaTextweightedChat(LlavaTextweighted):
-    """The chat interface: messages whose pictures may stand anywhere in the text."""
+    """The chat interface: messages whose pictures may stand anywhere in the text.
+
+    `--system_instruction` stands where the simple interface has it, in front of the question. lmms-eval's own models
+    drop it here.
+    """
 
     is_simple = False
 
     def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
-        _, doc_to_messages, kwargs, doc_id, task, split = request.args
+        context, doc_to_messages, kwargs, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
-        return [_chat_message(item) for item in doc_to_messages(document)], kwargs, document
-
-
-class _Lazy(list):
-    """A list that is filled from an iterator when it is read, and remembers: answers can stream, and be indexed."""
-
-    def __init__(self, source: Iterator[Any], length: int) -> None:
-        super().__init__()
-        self._source, self._length = source, length
-
-    def __iter__(self) -> Iterator[Any]:
-        for place in range(self._length):
-            yield self[place]
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, place: Any) -> Any:
-        while super().__len__() < (self._length if isinstance(place, slice) or place < 0 else place + 1):
-            self.append(next(self._source))
-        return super().__getitem__(place)
-
-
-class _Summary:
-    """Totals of a run, for lmms-eval's throughput summary."""
-
-    def __init__(self) -> None:
-        self.count, self.tokens, self.seconds = 0, 0, 0.0
-        self.sums = dict.fromkeys(("kept_tokens", "kept_ratio", "equivalent_tokens", "flops_ratio", "kv_ratio"), 0.0)
-        self.waits: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
-        self.began = time.perf_counter()
-
-    def add(self, answer: Answer, seconds: float) -> None:
-        self.count += 1
-        self.tokens += answer.output_tokens
-        self.seconds += seconds
-        for name in self.sums:
-            self.sums[name] += getattr(answer.trace, name)
-        took = answer.timing
-        self.waits["ttft"].append(took.encode + took.prefill)
-        self.waits["e2e"].append(took.encode + took.prefill + took.decode)
-        if took.steps:
-            self.waits["tpot"].append(took.decode / took.steps)
-
-    def log(self, plan: Plan, processes: int) -> None:
-        """Hand the means to lmms-eval, which takes numbers only: of the settings, the pruning layer.
-
-        ttft, tpot, e2e: seconds to the first token, for each further one, and in all, as a request of a batch waits.
-        answering_seconds: from the first request to the last answer, pictures and the caller's own work included. Of
-        several processes each logs its own share's figures; lmms-eval's results file holds those of rank 0.
-        """
-        numbers: dict[str, float] = {"pruning_layer": plan.stages[0].layer} if plan.stages else {}
-        numbers["processes"] = processes
-        numbers["answering_seconds"] = time.perf_counter() - self.began
-        if self.count:
-            means = {name: value / self.count for name, value in self.sums.items()}
-            means.update({name: sum(values) / len(values) for name, values in self.waits.items() if values})
-            log_metrics(
-                total_elapsed_time=self.seconds,
-                total_gen_tokens=self.tokens,
-                avg_speed=self.tokens / self.seconds,
-                additional_metrics={"total_requests": self.count, **means, **numbers},
-            )
+        messages = [chat_message(item) for item in doc_to_messages(document)]
+        check_examples(doc_to_messages, [image for message in messages for image in message.images])
+        return asked_in_front(messages, context, doc_to_messages, document), kwargs, document
 
 
 def _batch_size(value: int | str) -> int:
@@ -327,33 +303,3 @@ def _batch_size(value: int | str) -> int:
 def _where(*requests: Instance) -> str:
     names = ", ".join(str(request.doc_id) for request in requests)
     return f"task {requests[0].task_name}, document{'s' if len(requests) > 1 else ''} {names}"
-
-
-def _pictures(visuals: Any) -> list[Image.Image]:
-    return [_picture(visual) for visual in visuals or []]
-
-
-def _picture(visual: Any) -> Image.Image:
-    if isinstance(visual, Image.Image):
-        return visual.convert("RGB")
-    if isinstance(visual, str) and Path(visual).is_file():
-        try:
-            return Image.open(visual).convert("RGB")
-        except OSError as error:
-            raise InputError(f"{visual!r} is no picture that can be read") from error
-    raise InputError(f"a visual is {str(visual)[:80]!r}: llava_textweighted takes pictures only")
-
-
-def _chat_message(item: dict[str, Any]) -> Message:
-    content = item["content"]
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    pieces: list[tuple[str, Any]] = []
-    for piece in content:
-        if piece["type"] == "text":
-            pieces.append(("text", piece["text"]))
-        elif piece["type"] == "image":
-            pieces.append(("image", _picture(piece["url"])))
-        else:
-            raise InputError(f"a message holds {piece['type']!r}: llava_textweighted takes text and pictures only")
-    return make_message(item["role"], pieces)

@@ -69,6 +69,7 @@ class Settings:
             raise InputError(f"seed is {settings.seed!r}: give a whole number")
         if not isinstance(settings.ranks, bool):
             raise InputError(f"ranks is {settings.ranks!r}: give True or False")
+        settings.load_options()
         settings.plan()
         return settings
 

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.paths import cache_folder
 
+_PATIENCE = 60  # seconds that a store waits for another process's write
 _OPEN: dict[str, TraceStore] = {}
 _CURRENT: list[str] = []
 
@@ -34,23 +36,31 @@ class TraceStore:
     """Records of one model's settings: `put` and `get` by document and prompt."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Open or create the store of these settings. Raises InputError when the cache folder cannot be written."""
-        canonical = json.dumps(settings, sort_keys=True)
-        self.key = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-        self.path: Path = cache_folder() / "traces" / f"{self.key}.sqlite"
+        """The store of these settings. Nothing is on disk before a task asks for it."""
+        self.settings = json.dumps(settings, sort_keys=True)
+        self.key = hashlib.sha256(self.settings.encode()).hexdigest()[:16]
+        self.path: Path | None = None
         self._fresh: dict[str, dict[str, dict[str, Any]]] = {}  # uid -> prompt -> record
+
+    def open(self) -> Path:
+        """Its file, made where it is not there. Raises InputError when the cache folder cannot be written."""
+        if self.path is not None:
+            return self.path
+        path = cache_folder() / "traces" / f"{self.key}.sqlite"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(self._connect()) as database, database:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path, timeout=_PATIENCE)) as database, database:
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS traces (uid TEXT, prompt TEXT, record TEXT, PRIMARY KEY (uid, prompt))"
                 )
                 database.execute("CREATE TABLE IF NOT EXISTS settings (value TEXT PRIMARY KEY)")
-                database.execute("INSERT OR IGNORE INTO settings VALUES (?)", (canonical,))
+                database.execute("INSERT OR IGNORE INTO settings VALUES (?)", (self.settings,))
         except (OSError, sqlite3.Error) as error:
             raise InputError(
-                f"cache folder {str(self.path.parent)!r} cannot be written ({error}): set LMMS_TEXTWEIGHTED_CACHE"
+                f"cache folder {str(path.parent)!r} cannot be written ({error}): set LMMS_TEXTWEIGHTED_CACHE"
             ) from error
+        self.path = path
+        return path
 
     def put(self, uid: str, prompt: str, record: dict[str, Any]) -> None:
         """Keep one document's record, in memory and on disk."""
@@ -70,7 +80,7 @@ class TraceStore:
 
     def _connect(self) -> sqlite3.Connection:
         # A connection a call: post-processing runs in threads, and a connection belongs to one.
-        return sqlite3.connect(self.path, timeout=60)
+        return sqlite3.connect(self.open(), timeout=_PATIENCE)
 
 
 def make_current(store: TraceStore) -> None:
@@ -86,8 +96,12 @@ def leave_current(store: TraceStore) -> None:
 
 
 def current_key() -> str:
-    """The current store's key, or "" when the model is not ours."""
-    return _CURRENT[0] if _CURRENT else ""
+    """The current store's key, or "" when the model is not ours. A store that cannot be written ends the run."""
+    if not _CURRENT:
+        return ""
+    with ending_the_run():
+        _OPEN[_CURRENT[0]].open()
+    return _CURRENT[0]
 
 
 def find_record(store_key: str, uid: str) -> dict[str, Any] | None:

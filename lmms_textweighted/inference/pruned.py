@@ -15,9 +15,10 @@ from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.decoder import end_tokens
 from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.engine.trace import DocumentTrace
-from lmms_textweighted.errors import InputError
+from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.known import family_of
+from lmms_textweighted.inference.context import check_context
 from lmms_textweighted.inference.decoding import Decoding, FirstToken, Timing, cut
 from lmms_textweighted.inference.question import question_tokens
 from lmms_textweighted.inference.stated import StatedLengths, check_stated_lengths
@@ -94,22 +95,29 @@ class PrunedLlava:
         """Prompts and pictures -> the model's inputs on its device, padded on the left.
 
         question: also find each prompt's question. image_aspect_ratio: for this batch, instead of `processor`'s.
-        Raises InputError when a prompt's tags and pictures disagree, or a stated length is not the input's.
+        Raises PromptError for a prompt that cannot be used: longer than the model's context, or tags and pictures that
+        disagree; InputError when a stated length is not the input's.
         """
         processor = self.family.processor_for(image_aspect_ratio)
         prompts, images, voters = [], [], []
-        for messages in conversations:
-            prompt = self._prompt(messages)
-            pictures = [image for message in messages for image in message.images]
-            tags = prompt.count(self.family.placeholder)
-            if tags != len(pictures):
-                raise InputError(f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures")
+        for row, messages in enumerate(conversations):
+            try:
+                prompt = self._prompt(messages)
+                pictures = [image for message in messages for image in message.images]
+                tags = prompt.count(self.family.placeholder)
+                if tags != len(pictures):
+                    raise InputError(
+                        f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures"
+                    )
+                voters.append(
+                    question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
+                )
+            except InputError as error:
+                raise PromptError(str(error), row) from error
             prompts.append(prompt)
             images.append(pictures)
-            voters.append(
-                question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
-            )
         inputs = self.family.encode(processor, prompts, images, self._template)
+        check_context(self.family, inputs["input_ids"], inputs["attention_mask"])
         check_stated_lengths(self.family, inputs["input_ids"], inputs["attention_mask"], self.stated)
         return Encoded(_placed(inputs, self.model), voters)
 
@@ -189,8 +197,7 @@ class PrunedLlava:
 
     @property
     def _template(self) -> str:
-        assert self.template is not None
-        return self.template
+        return check_template(self.template or self.family.default_template())
 
     def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Any:
         return prune(self.model, self.plan, ranks=ranks, seed=self.seed, question=encoded.question)

@@ -116,7 +116,8 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 def _write(path: Path, runs: list[Run], config: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_text_of(runs, f"Expanded from the leaderboard {config}: lmms-eval --config {path}"))
+        text = config_text_of(runs, f"Expanded from the leaderboard {config}: lmms-eval --config {path}")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"config file {str(path)!r} cannot be written: {error.strerror}") from error
 

@@ -64,7 +64,7 @@ def cached_answers(run: Run) -> int:
 def _missing(run: Run, file: Path) -> str | None:
     """What a results file lacks for the run to be done; None when nothing."""
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text(encoding="utf-8"))
         used = data["config"]["resolved_cli_args"]
         results, counts = data["results"], data["n-samples"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -103,7 +103,7 @@ def _samples(file: Path, task: str) -> int:
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a JSONL file; the last one of a killed process may be half."""
-    with file.open(errors="replace") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 record = json.loads(line)

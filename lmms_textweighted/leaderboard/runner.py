@@ -18,8 +18,8 @@ from rich.markup import escape
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.leaderboard.commands import Run, command
-from lmms_textweighted.leaderboard.locks import run_lock
 from lmms_textweighted.leaderboard.results import cached_answers, done
+from lmms_textweighted.parallel.locks import run_lock
 
 LOG = "lmms-eval.log"
 _STOP_SECONDS = 20  # for lmms-eval to end by itself when we are told to

@@ -152,7 +152,7 @@ class Baseline(_Record):
 def read_baseline(path: Path) -> Baseline:
     """Read and check a baseline. Raises InputError when it is missing, no JSON or of another schema."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"baseline {str(path)!r} cannot be read ({error.strerror}): --update makes a new one"
@@ -176,7 +176,7 @@ def write_baseline(path: Path, baseline: Baseline) -> int:
     text = to_text(baseline)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"baseline {str(path)!r} cannot be written: {error.strerror}") from error
     return len(text.encode())

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.splice import removed_at_end
-from lmms_textweighted.errors import InputError, describe
+from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
@@ -148,6 +148,7 @@ def _answer(
             for document, answer in zip(batch, answers, strict=True)
         ]
     except Exception as error:
+        batch = [batch[error.row]] if isinstance(error, PromptError) else batch
         names = batch[0].name if len(batch) == 1 else f"{batch[0].name} to {batch[-1].id}"
         raise InputError(f"{names}, {_name(point)}: {describe(error)}") from error
 

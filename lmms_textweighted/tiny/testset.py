@@ -71,7 +71,7 @@ def draw(documents: datasets.Dataset) -> datasets.Dataset:
 
 def load_testset() -> datasets.Dataset:
     """The set with its pictures drawn. Raises InputError when the shipped file is not the one that was hashed."""
-    text = scenes_file().read_text()
+    text = scenes_file().read_text(encoding="utf-8")
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest != SHA256:
         raise InputError(f"{scenes_file()} has hash {digest[:12]}, not {SHA256[:12]}: reinstall the package")

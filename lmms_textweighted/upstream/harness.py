@@ -254,11 +254,43 @@ def _ends() -> bool:
 
 @HARNESS(
     "command-line options --config --tasks --output_path --include_path --use_cache …",
-    "leaderboard.commands, harness.output",
+    "leaderboard.commands, harness.command_line",
 )
 def _options() -> bool:
     import lmms_eval.__main__ as command
 
     source = inspect.getsource(command.parse_eval_args)
     used = ("config", "model", "model_args", "tasks", "batch_size", "limit", "output_path", "include_path", "use_cache")
-    return all(f'"--{name}"' in source for name in (*used, "log_samples", "cache_requests", "force_simple"))
+    more = ("log_samples", "cache_requests", "force_simple", "num_fewshot", "gen_kwargs", "apply_chat_template")
+    return all(f'"--{name}"' in source for name in (*used, *more))
+
+
+@HARNESS("__main__.parse_eval_args() -> (parser, options of sys.argv); cli.dispatch.main", "harness.command_line")
+def _command_line() -> bool:
+    import lmms_eval.__main__ as command
+    from lmms_eval.cli.dispatch import main
+
+    source = inspect.getsource(command.parse_eval_args)
+    return "return parser, args" in source and main.__module__ == "lmms_eval.cli.dispatch"
+
+
+@HARNESS("api.instance.unwrap_generation_output gives a GenerationResult's text as it is", "harness.scored")
+def _pair() -> bool:
+    from lmms_eval.api.instance import GenerationResult, unwrap_generation_output
+
+    pair: Any = (0.5, True)
+    return unwrap_generation_output(GenerationResult(text=pair))[0] is pair
+
+
+@HARNESS("a cached answer whose strip() is empty is not kept: caching.response_cache", "harness.scored")
+def _not_kept() -> bool:
+    from lmms_eval.api.instance import GenerationResult
+    from lmms_eval.caching.response_cache import ResponseCache
+
+    return not ResponseCache._is_valid_response(GenerationResult(text=" "), "loglikelihood")
+
+
+@HARNESS("a task's fewshot_context(document, shots), bound in a request's doc_to_messages", "harness.visuals")
+def _front() -> bool:
+    task = _task()
+    return task.fewshot_context(task.eval_docs[0], 0) == task.doc_to_text(task.eval_docs[0])

@@ -40,6 +40,17 @@ def _states() -> bool:
     return list(store.multi_get(["a", "b"])) == [b"1", b"2"]
 
 
+@TORCH("compile(module)._orig_mod, Module.compile() sets _compiled_call_impl", "families.attach")
+def _compiled() -> bool:
+    import torch
+
+    inner = torch.nn.Linear(1, 1)
+    before = inner._compiled_call_impl
+    compiled: Any = torch.compile(inner)
+    inner.compile()
+    return before is None and compiled._orig_mod is inner and inner._compiled_call_impl is not None
+
+
 @TORCH("utils.collect_env.get_pretty_env_info", "lmms-eval")
 def _environment() -> bool:
     from torch.utils.collect_env import get_pretty_env_info

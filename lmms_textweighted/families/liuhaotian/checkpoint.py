@@ -32,6 +32,7 @@ from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcesso
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete, local_folder, quiet_transformers
 from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles, read_weights
 from lmms_textweighted.hub import asked_once
+from lmms_textweighted.paths import expanded
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG, stop_string
 
 # Architecture -> the decoder's model_type in transformers.
@@ -39,6 +40,8 @@ DECODERS = {"LlavaLlamaForCausalLM": "llama", "LlavaMistralForCausalLM": "mistra
 _QWEN = "LlavaQwenForCausalLM"  # LLaVA-NeXT's package has it
 # Written into a converted config: how many rows of the embedding the original had, without a row for the image token.
 VOCABULARY_KEY = "liuhaotian_vocab_size"
+# The config's own key, kept through every conversion: what a prompt with its image tokens may be long.
+CONTEXT_KEY = "tokenizer_model_max_length"
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 SELECT_FEATURE = {"patch": "default", "cls_patch": "full"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -81,7 +84,7 @@ def find_tower(folder: Path, config: dict[str, Any], stated: str | None) -> Towe
     """The vision tower: what the user states, else what the config names, as a folder inside the checkpoint, any other
     folder, or a hub name. Raises CheckpointError when it is not there or no CLIP."""
     named = config.get("mm_vision_tower")
-    path = str(Path(stated).expanduser()) if stated else str(named)
+    path = str(expanded(stated)) if stated else str(named)
     if stated and not Path(path).is_dir():
         raise CheckpointError(f"vision_tower is {stated!r}, which is no folder: give a local CLIP folder")
     if not stated and named and (folder / str(named)).is_dir():
@@ -246,6 +249,8 @@ def to_hf_config(
         "image_aspect_ratio": aspect_ratio(config, None),
         VOCABULARY_KEY: rows,
     }
+    if config.get(CONTEXT_KEY):
+        shared[CONTEXT_KEY] = config[CONTEXT_KEY]
     if not is_anyres(config):
         return LlavaConfig(**shared, image_seq_length=tower.image_tokens)
     pinpoints = grid_pinpoints(config)

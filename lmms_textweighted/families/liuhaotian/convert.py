@@ -159,6 +159,8 @@ def _liuhaotian_config(source: str, config: Any) -> dict[str, Any]:
         "image_aspect_ratio": getattr(config, "image_aspect_ratio", None) or ("anyres" if anyres else "square"),
         "tie_word_embeddings": bool(config.tie_word_embeddings),
     }
+    if getattr(config, checkpoint.CONTEXT_KEY, None):
+        found[checkpoint.CONTEXT_KEY] = getattr(config, checkpoint.CONTEXT_KEY)
     if anyres:
         found["image_grid_pinpoints"] = [[width, height] for height, width in config.image_grid_pinpoints]
     return found
