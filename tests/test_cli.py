@@ -32,7 +32,10 @@ def assert_same_curves(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, block in expected.items():
         assert found[name].keys() == block.keys()
+        assert found[name]["plans"] == block["plans"]
         for figure, values in block.items():
+            if figure == "plans":
+                continue
             assert found[name][figure] == pytest.approx(values, rel=1e-3), (name, figure)
 
 
@@ -56,7 +59,7 @@ def test_the_published_range_has_57_points_from_576_to_16():
     assert (len(points), points[0], points[1], points[-1]) == (57, 576, 566, 16)
 
 
-@pytest.mark.parametrize("text", ["", "a", "16:576:-10", "576:16:0", "0", "64,-1", "1:2:3:4", "3.5"])
+@pytest.mark.parametrize("text", ["", "a", "16:576:-10", "576:16:0", "64,-1", "1:2:3:4", "3.5"])
 def test_budgets_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="tokens is"):
         parse_tokens(text)
@@ -118,7 +121,6 @@ def test_the_entry_point_module_does_not_import_torch():
 
 ERRORS = [
     (["--tokens", "577"], "keep_tokens is 577, but the image has 576 tokens"),
-    (["--tokens", "0"], "0 tokens cannot be kept"),
     (["--tokens=-5"], "-5 tokens cannot be kept"),
     (["--num-samples", "0"], "num_samples is '0'"),
     (["--pruning-layer", "8"], "pruning layer is 8, but the model has 8 decoder layers"),
@@ -132,7 +134,7 @@ ERRORS = [
     (["--output-dir", "taken/out"], "output folder 'taken/out' cannot be written"),
     (["--strategies", ","], "strategies is empty"),
     (["--task", "scienceqa_img"], "the data of task 'scienceqa_img' cannot be loaded"),
-    (["--config", "seed.yaml"], "seed is 'abc': give a whole number"),
+    (["--config", "seed.yaml"], "seed is 'abc': give whole numbers"),
     (["--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (["--config", "odd.yaml"], "unknown option 'tokns'"),
     (["--task", "shapes_mcq", "--question-file", "Q.json"], "task is 'shapes_mcq' and question_file is 'Q.json'"),

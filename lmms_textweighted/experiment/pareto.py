@@ -95,6 +95,7 @@ def draw_flops(axes: Axes, data: dict[str, Any]) -> list[str]:
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance ({chance:.1%})")
     axes.set(xlabel="prefill FLOPs of the decoder against unpruned", ylabel="accuracy", title="accuracy over FLOPs")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.06))  # intervals of means may reach beyond what can be
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.25)

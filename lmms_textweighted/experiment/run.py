@@ -120,17 +120,20 @@ class Experiment:
 
     def grid(self, geometry: Geometry | None = None) -> tuple[list[Point], list[LeftOut]]:
         """The points for a model, and those that their method refuses. See `make_grid`."""
-        layers = list(range(max(1, geometry.layers - 1 if geometry else 0))) if self.layers is None else self.layers
         return make_grid(
             self.strategies,
             self.tokens,
-            layers,
+            self.pruning_layers(geometry.layers if geometry else 2),
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
             seeds=self.seeds,
             kind="keep_tokens" if geometry is None else self.budget,
             geometry=geometry,
         )
+
+    def pruning_layers(self, decoder_layers: int) -> list[int]:
+        """The layers asked for, of a decoder of that many."""
+        return list(range(max(1, decoder_layers - 1))) if self.layers is None else self.layers
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def _meta(
     layers: int,
 ) -> dict[str, Any]:
     digests = [document.row["digest"] for document in answered]
-    asked = list(range(layers - 1)) if experiment.layers is None else experiment.layers
+    asked = experiment.pruning_layers(layers)
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmms_textweighted.engine.plan import EMBEDDINGS
 from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.names import AXES, axis
 
@@ -114,8 +115,9 @@ def _layers(block: dict[str, Any]) -> tuple[int, ...]:
 def _where(layers: Sequence[int]) -> str:
     if not layers:
         return "nothing leaves"
-    said = ["the embeddings" if layer < 0 else str(layer) for layer in layers]
-    return f"after layer{'s' * (len(said) > 1)} {', '.join(said)}" if layers[0] >= 0 else f"after {', '.join(said)}"
+    if layers == (EMBEDDINGS,):
+        return "before layer 0"
+    return f"after layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _cost(block: dict[str, Any]) -> tuple[Any, ...]:
