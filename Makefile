@@ -76,7 +76,7 @@ lock: .venv-lock/bin/uv  ## the newest versions that the bounds allow, for Pytho
 		--output-file $(LOCK) pyproject.toml
 
 audit: .venv-audit/bin/pip-audit  ## the lock against the database of known weaknesses; needs a network that reaches it
-	.venv-audit/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --progress-spinner off
+	.venv-audit/bin/pip-audit --requirement $(LOCK) --no-deps --disable-pip --strict --progress-spinner off
 
 dist:  ## the wheel and the source archive in dist/: looked over, and the wheel answers a question in .venv-dist
 	rm -rf dist build .venv-dist

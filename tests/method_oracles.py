@@ -176,7 +176,7 @@ def clusters_of(vectors: np.ndarray, count: int) -> list[list[int]]:
     furthest = max(max(row) for row in distance)
     apart = []
     for i in range(size):
-        denser = [distance[i][j] for j in range(size) if density[j] > density[i]]
+        denser = [distance[i][j] for j in range(size) if (density[j], -j) > (density[i], -i)]
         apart.append(min(denser) if denser else furthest)
     centres = highest([r * d for r, d in zip(density, apart, strict=True)], count)
     clusters = [[centre] for centre in centres]

@@ -238,7 +238,7 @@ def test_the_loss_is_that_of_the_unpruned_model_when_all_is_kept(documents):
             for n, d in enumerate(some)
             for letter in "AB"
         ]
-        losses[strategy] = model.loglikelihood(requests)
+        losses[strategy] = [result.text for result in model.loglikelihood(requests)]
     assert losses["none"] != losses["text_weighted"]
     loss, greedy = losses["none"][0]
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt_of(some[0])}]}

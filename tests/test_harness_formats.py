@@ -168,7 +168,7 @@ def test_the_loss_of_continuations_works_in_both_formats(checkpoints: dict[str, 
             )
             for number, document in enumerate(DOCUMENTS)
         ]
-        found.append(model.loglikelihood(requests))
+        found.append([result.text for result in model.loglikelihood(requests)])
     for ours, theirs in zip(*found, strict=True):
         assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
         assert ours[1] == theirs[1]

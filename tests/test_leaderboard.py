@@ -190,7 +190,7 @@ def test_a_launcher_takes_the_place_of_this_python(tmp_path):
         (("budgets: [64]", "budgets: [64, {keep_tokens: 64}]"), "budgets names '64' twice"),
         (("budgets: [64]", "budgets: [{flop_ratio: 0.5}]"), "unknown field 'flop_ratio': did you mean 'flops_ratio'"),
         (("budgets: [64]", "budgets: [{flops_ratio: 0.5, keep_ratio: 1}]"), "give exactly one of keep_tokens, keep_ra"),
-        (("budgets: [64]", "budgets: [{flops_ratio: 5}]"), "flops_ratio is 5.0: give a number above 0 and at most 1"),
+        (("budgets: [64]", "budgets: [{flops_ratio: 5}]"), "flops_ratio is 5: give a number above 0 and at most 1"),
         (("budgets: [64]", "budget: [64]"), "budgets is missing"),
         (("documents: 500", "documents: 0"), "tasks.0.documents"),
         (("documents: 500", "document: 500"), "unknown field 'document': did you mean 'documents'?"),

@@ -293,6 +293,16 @@ def test_with_merged_tokens_every_budget_comes_out(tokens):
         assert kept + merged == budget or (kept == 0 and merged > budget) or budget == tokens == kept
 
 
+@pytest.mark.parametrize(
+    "counts", [((300, 309), (200, 204), (110, 113)), ((303, 312), (110, 117), (36, 39)), ((66, 82), (30, 32), (17, 18))]
+)
+def test_a_budget_of_the_authors_totals_is_their_setting(counts):
+    tokens = 576
+    for kept, total in counts:
+        assert kept_beside_merged(tokens, total) == kept
+        tokens = total
+
+
 def test_raters_are_above_the_mean_and_never_none():
     image = torch.eye(3)
     text = torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
@@ -332,6 +342,16 @@ def test_equal_vectors_are_one_cluster_around_the_first():
     centres, member = density_peaks(torch.ones(6, 4), 1)
     assert centres.tolist() == [0]
     assert member.tolist() == [0] * 6
+
+
+def test_two_clusters_are_not_one_pair_of_neighbours():
+    """The densest pair has one density; its second vector is no centre of its own while a far group is left."""
+    vectors = torch.tensor([[0.0, 0.0], [0.1, 0.0], [9.0, 9.0], [9.2, 9.0], [9.0, 9.3]])
+    centres, member = density_peaks(vectors, 2)
+    assert centres.tolist()[0] == 0
+    assert centres.tolist()[1] in (2, 3)
+    assert member[:2].tolist() == [0, 0]
+    assert member[2:].tolist() == [1, 1, 1]
 
 
 # SparseVLM+.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from lmms_textweighted import prune
 from lmms_textweighted.engine.plan import POSITIONS, Plan
 from lmms_textweighted.methods import _OWN, Method
+from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.staged import Staged
 from tests.conftest import IMAGE, assert_same_choice, make_inputs, one_row
 from tests.method_oracles import ORACLES, Decision, View
@@ -35,8 +35,7 @@ def model(small_llava):
 def plan_of(method: Method, keep: int, positions: str | None = None) -> Plan:
     """The method's plan for a decoder of LAYERS layers and pictures of TOKENS tokens."""
     fitted = method.fitted(LAYERS, TOKENS) if isinstance(method, Staged) else method
-    plan = fitted.plan(keep_tokens=keep)
-    return plan if positions is None else dataclasses.replace(plan, positions=positions)
+    return fitted.plan(keep_tokens=keep, positions=positions)
 
 
 def told(kept: list[int]):
@@ -180,3 +179,25 @@ def test_pyramiddrop_chooses_by_the_next_layers_attention(model):
     behind = [ReplayStage(stage.oracle, stage.layer, stage.layer, stage.keep) for stage in stages]
     assert trace.documents[0].stages[0].kept.tolist() == ahead[0]
     assert ahead != replay(model, inputs, behind, renumber=True).decisions[0].kept
+
+
+@every_method
+def test_positions_are_the_authors_where_none_are_asked_for(method):
+    renumbered = {"pyramiddrop", "sparsevlm", "adaptinfer", "uniform_grid_pre", "pool_pre", "random_pre"}
+    assert plan_of(method, 4).positions == ("renumber" if method.name in renumbered else "keep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_a_papers_setting_at_its_own_size_is_that_of_float64_formulas(small_llava, preset):
+    """576 image tokens and 32 layers: the counts as they are printed, and the tokens that stay."""
+    model = small_llava(layers=32, heads=4, kv_heads=4, image_size=336)
+    inputs = make_inputs(model, [(35, IMAGE, 12)], seed=1)
+    plan = preset.plan()
+    with prune(model, plan) as trace:
+        logits = model(**inputs).logits[0, -1]
+    document = trace.documents[0]
+    expected = replay(model, inputs, replay_stages(plan, document), renumber=plan.positions == "renumber")
+    assert_decisions(document, expected.decisions)
+    assert [len(stage.kept) for stage in document.stages] == [stage.keep_tokens for stage in plan.stages]
+    torch.testing.assert_close(logits.double(), expected.logits, atol=1e-3, rtol=0)

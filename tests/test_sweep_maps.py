@@ -39,6 +39,7 @@ from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.methods import SCORERS, Method, find_method, make_plan
+from lmms_textweighted.methods.budget import LLAVA_15_7B, cost_of
 
 DECODING = Decoding(max_new_tokens=4)
 
@@ -384,10 +385,6 @@ def test_a_methods_own_layer_is_no_row_of_the_map():
 
 def test_a_mean_over_the_layers_is_solved_for_the_model_and_a_preset_has_one_point(tmp_path, monkeypatch):
     """Every strategy's equivalent tokens come within a token a layer of what was asked, or it is said why not."""
-    from dataclasses import replace
-
-    from lmms_textweighted.methods.budget import LLAVA_15_7B, cost_of
-
     small = replace(LLAVA_15_7B, decoder=replace(LLAVA_15_7B.decoder, layers=8))
     monkeypatch.chdir(tmp_path)
     Path("plan.yaml").write_text("name: mine\nstages: [{scorer: uniform, layer: 1, keep_tokens: 9}]\n")

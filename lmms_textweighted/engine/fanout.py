@@ -19,6 +19,7 @@ from transformers import BatchFeature, DynamicCache
 from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.cost import DecoderShape
 from lmms_textweighted.engine.decoder import end_tokens, find_decoder
+from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
@@ -190,7 +191,9 @@ def continue_prefix(
     going = [True] * count
     position = prefix.hidden.shape[1]
     while True:
-        chosen = model.get_output_embeddings()(decoder.norm(hidden[:, -1:])).float().argmax(dim=-1)
+        logits = model.get_output_embeddings()(decoder.norm(hidden[:, -1:])).float()
+        chosen = logits.argmax(dim=-1)
+        check_finite(logits.gather(-1, chosen[..., None]), "the model's logits")
         for row, token in enumerate(chosen[:, 0].tolist()):
             if going[row]:
                 tokens[row].append(token)

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from lmms_textweighted.engine import fanout, pruner
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.fanout import Prefix
+from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.generating import refusing
 from lmms_textweighted.engine.masks import check_kernel
 from lmms_textweighted.engine.plan import Plan
@@ -53,7 +54,10 @@ def prune(
 def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[Scorer], **options: Any) -> Prefix:
     """`engine.fanout.run_prefix` of a model of any family. Raises PlanError as `prune` does."""
     _check(model)
-    return fanout.run_prefix(model, inputs, layer, scorers, splice_of(model), **options)
+    prefix = fanout.run_prefix(model, inputs, layer, scorers, splice_of(model), **options)
+    for scorer, scores in prefix.scores.items():
+        check_finite(scores, f"the image tokens' scores by {scorer.name}")
+    return prefix
 
 
 def _check(model: Any) -> None:

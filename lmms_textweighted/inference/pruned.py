@@ -13,8 +13,9 @@ from transformers import BatchFeature
 
 from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.decoder import end_tokens
+from lmms_textweighted.engine.finite import ADVICE, FiniteLogits, check_finite
 from lmms_textweighted.engine.plan import NONE, Plan
-from lmms_textweighted.engine.trace import DocumentTrace
+from lmms_textweighted.engine.trace import DocumentTrace, Trace
 from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.known import family_of
@@ -138,11 +139,14 @@ class PrunedLlava:
         inputs = dict(encoded.inputs)
         ids = inputs.pop("input_ids")
         arguments = decoding.arguments(self.processor.tokenizer)
-        clock = FirstToken(arguments.pop("stopping_criteria", []))
+        clock, finite = FirstToken(arguments.pop("stopping_criteria", [])), FiniteLogits()
         with torch.inference_mode(), self._pruning(encoded, ranks=ranks) as trace:
             clock.start()
-            output = self.model.generate(ids, **inputs, **arguments, stopping_criteria=clock.criteria)
+            output = self.model.generate(
+                ids, **inputs, **arguments, stopping_criteria=clock.criteria, logits_processor=[finite]
+            )
         timing = clock.timing(began, rows=len(ids))
+        _check_finite(trace, finite, decoding.num_beams)
         answers = []
         for row, new in enumerate(self.family.new_tokens(output, ids.shape[1])):
             count = self._generated(new)
@@ -181,6 +185,8 @@ class PrunedLlava:
                 )
                 logits = torch.cat([logits, rest.logits], dim=1)
         logits = logits.float()[..., : self.family.vocabulary]
+        check_finite(logits, "the model's logits")
+        _check_finite(trace, FiniteLogits(), 1)
         loss = torch.nn.functional.cross_entropy(logits[0], target[0]).item()
         return loss, bool((logits.argmax(-1) == target).all()), trace.documents[0]
 
@@ -212,6 +218,18 @@ class PrunedLlava:
             if token == pad:
                 return place
         return len(ids)
+
+
+def _check_finite(trace: Trace, logits: FiniteLogits, beams: int) -> None:
+    """Raise PromptError for the first row whose scores or logits were not finite."""
+    for place, document in enumerate(trace.documents):
+        for stage in document.stages:
+            if not torch.isfinite(stage.scores).all():
+                raise PromptError(
+                    f"the image tokens' scores after layer {stage.layer} are not finite {ADVICE}", place // beams
+                )
+    for place in logits.rows():
+        raise PromptError(f"the model's logits are not finite {ADVICE}", place // beams)
 
 
 def _placed(inputs: BatchFeature, model: Any) -> BatchFeature:

@@ -113,8 +113,8 @@ class Method(ABC):
         """The plan for a budget on a model. text_scope, keep_scope, positions: see `Plan`; positions None: its own.
 
         Without a budget, 192 tokens of each image stay; with 0 all leave. Without `pruning_layer`, they leave after
-        layer 2, or where the method says. geometry: what the budget is solved for; LLaVA-1.5-7B's where it is not
-        given, which only plans of several stages, means and shares of the FLOPs ask for.
+        layer 2, or where the method says. geometry: what the budget is solved for. Only plans of several stages, means
+        and shares of the FLOPs ask for it; where it is not given, it is LLaVA-1.5-7B's.
 
         Raises PlanError for a budget that the method cannot reach, with the bound, and for a layer that contradicts the
         method's.

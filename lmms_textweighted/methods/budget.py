@@ -182,7 +182,7 @@ def _out_of_reach(plan: Plan, budget: Budget, geometry: Geometry, least: float, 
     mean = budget.kind == "equivalent_tokens"
     side, bound = ("above", most) if budget.value > most else ("below", least)
     what = f"a mean of {_rounded(bound)} of {whole} tokens" if mean else f"a FLOPs ratio of {_rounded(bound)}"
-    advice = "give at most that" if side == "above" else "give at least that, or a plan file with earlier layers"
+    advice = "give at most that" if side == "above" else "give at least that, or let tokens leave earlier"
     return (
         f"{plan.name} with layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {geometry.layers} "
         f"cannot go {side} {what}, but {budget.kind} is {budget.value:g}: {advice}"

@@ -3,11 +3,12 @@
 With dist_ij = ||x_i - x_j|| / sqrt(d) and C clusters of q vectors:
 
     rho_i = exp(-mean of the C smallest dist_ij^2, i itself among them)
-    delta_i = min { dist_ij : rho_j > rho_i },  the largest distance of all where there is none
+    delta_i = min { dist_ij : j is denser than i },  the largest distance of all where there is none
     centres = the C largest of rho * delta
 
-Each vector belongs to its nearest centre, a centre to itself. Of equal ones the earlier comes first; the authors add
-noise of 1e-6 to rho instead. Their paper assigns by cosine.
+Each vector belongs to its nearest centre, a centre to itself. Of two equal rho the earlier vector is the denser, of
+equal rho * delta it comes first: with two clusters every pair of nearest neighbours has one rho, and without an order
+both would be centres. The authors add noise of up to 1e-6 to rho for that. Their paper assigns by cosine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def density_peaks(vectors: torch.Tensor, clusters: int) -> tuple[torch.Tensor, t
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
     nearest = distance.topk(clusters, largest=False).values
     density = torch.exp(-nearest.square().mean(dim=1))
-    denser = density[None, :] > density[:, None]
+    place = torch.arange(len(points), device=points.device)
+    earlier = place[None, :] < place[:, None]
+    denser = (density[None, :] > density[:, None]) | ((density[None, :] == density[:, None]) & earlier)
     apart = distance.masked_fill(~denser, float("inf")).amin(dim=1)
     apart = torch.where(denser.any(dim=1), apart, distance.max())
     centres = torch.sort(density * apart, descending=True, stable=True).indices[:clusters]
