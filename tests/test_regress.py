@@ -20,11 +20,10 @@ from scipy.stats import binomtest
 from lmms_textweighted import cli, prompts
 from lmms_textweighted.engine import prefill, pruner, shortened
 from lmms_textweighted.engine.plan import Stage
-from lmms_textweighted.engine.scoring import RowWeighting
 from lmms_textweighted.errors import InputError, NotComparableError
 from lmms_textweighted.harness import documents
 from lmms_textweighted.harness.documents import Document, TaskDocuments
-from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, debiased_column_sum_weights
+from lmms_textweighted.methods.text_weighted import TEXT_WEIGHTED, TextWeighting
 from lmms_textweighted.prompts import Template, user_message
 from lmms_textweighted.regress.baseline import (
     Baseline,
@@ -320,17 +319,17 @@ def test_the_ci_example_is_a_workflow_of_commands_and_options_that_exist():
 
 
 def a_scorer_that_is_another(monkeypatch):
-    monkeypatch.setitem(vars(TEXT_WEIGHTED.scorer), "weights", debiased_column_sum_weights)
+    monkeypatch.setitem(vars(TEXT_WEIGHTED.scorer), "importance", "causal_mean")
 
 
 def a_scorer_upside_down(monkeypatch):
-    right = RowWeighting.score
+    right = TextWeighting.score
 
     def scores(self, seen):
         found, weights = right(self, seen)
         return -found, weights
 
-    monkeypatch.setattr(RowWeighting, "score", scores)
+    monkeypatch.setattr(TextWeighting, "score", scores)
 
 
 def a_score_of_the_layer_in_front(monkeypatch):
@@ -358,19 +357,25 @@ def a_prompt_that_asks_in_other_words(monkeypatch):
 
 def a_removal_that_never_happens(monkeypatch):
     """The published run's fault: which tokens would stay is computed, and all of them stay."""
-    monkeypatch.setattr(prefill, "shorten", lambda layout, stays, sizes, previous: previous)
+    right = prefill.Prefill._remove
+
+    def remove(self, place, stage, previous, hidden):
+        right(self, place, stage, previous, hidden)
+        return previous, hidden
+
+    monkeypatch.setattr(prefill.Prefill, "_remove", remove)
 
 
 def a_removal_that_only_the_trace_tells_of(monkeypatch):
-    monkeypatch.setattr(pruner, "take", lambda values, index: values)
+    monkeypatch.setattr(prefill, "take", lambda values, index: values)
     monkeypatch.setattr(shortened.Shortened, "fill", lambda self, *_: None)
     monkeypatch.setattr(shortened.Shortened, "decoding_mask", lambda self, kwargs, *_: kwargs["attention_mask"])
 
 
 def a_removal_of_the_neighbours(monkeypatch):
     """As many tokens as it should be, each the one beside the chosen one."""
-    right = pruner.take
-    monkeypatch.setattr(pruner, "take", lambda values, index: right(values, (index - 1).clamp(min=0)))
+    right = prefill.take
+    monkeypatch.setattr(prefill, "take", lambda values, index: right(values, (index - 1).clamp(min=0)))
 
 
 FAULTS = [
