@@ -161,7 +161,8 @@ class Prefill:
         if tuple(sizes) == layout.image_sizes and not merged and not reordered:
             return previous, hidden
         renumber = self.decoder.rotary_emb if self.plan.positions == "renumber" else None
-        current = shorten(layout, stays, tuple(sizes), previous, order=order, renumber=renumber)
+        new_order = order if reordered else None
+        current = shorten(layout, stays, tuple(sizes), previous, order=new_order, renumber=renumber)
         hidden = take(hidden, current.inner)
         for row, token, vector in merged:
             hidden[row, (current.inner[row] == token) & current.present[row]] = vector.to(hidden)
