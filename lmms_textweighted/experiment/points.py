@@ -86,6 +86,7 @@ def _shared(
                 seed=llava.seed,
                 text_scope=scope,
                 question=encoded.question[0],
+                image_sizes=encoded.image_sizes,
             )
             for place, done, kept in _continue(llava, prefix, points, here, decoding, ranks):
                 lengths, images = row_lengths(prefix, shape, kept)

@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature
 
 from lmms_textweighted.engine.splice import Splice
+from lmms_textweighted.families.written import Written
 from lmms_textweighted.prompts import IMAGE_TAG
 
 # Stands once for each picture in `Family.pieces`, whatever the model's own ids are (llava.constants.IMAGE_TOKEN_INDEX).
@@ -71,6 +72,11 @@ class Family(ABC):
     def default_template(self) -> str:
         """The prompt template that the checkpoint was trained with, as far as its kind tells."""
 
+    @property
+    def default_system_prompt(self) -> str | None:
+        """What stands in front of a conversation without a system message; None: only what the template writes."""
+        return None
+
     # How its pictures are prepared.
 
     @property
@@ -106,6 +112,20 @@ class Family(ABC):
     def pieces(self, prompt: str, template: str, *, offsets: bool = False) -> Pieces:
         """A prompt's ids with IMAGE_TAG_ID once for each picture, and each id's range of characters, as `encode` has
         them. Raises InputError when ranges are asked of a tokenizer that does not know them."""
+
+    def encode_written(
+        self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
+    ) -> tuple[BatchFeature, list[list[Written]] | None]:
+        """`encode`, and for each prompt what its pictures became in it; None where the processor does not say so."""
+        return self.encode(processor, prompts, images, template), None
+
+    def picture_sizes(self, written: Sequence[Written]) -> tuple[int, ...]:
+        """The number of image tokens of each of a prompt's pictures. written: as `encode_written` gives it."""
+        raise NotImplementedError
+
+    def expanded_pieces(self, prompt: str, template: str, written: Sequence[Written]) -> Pieces:
+        """`pieces` with ranges of the prompt whose pictures became `written`: every image token is there."""
+        return self.pieces(prompt, template, offsets=True)
 
     @abstractmethod
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
