@@ -64,7 +64,7 @@ def _text(model_type: str | None = None, **more: Any) -> dict[str, Any]:
     }
 
 
-def _filled(config: Any, name: str, seed: int = 0) -> Any:
+def filled(config: Any, name: str, seed: int = 0, never: Sequence[int] = SPECIAL) -> Any:
     """A model of transformers with weights large enough that its attention is far from uniform."""
     model = getattr(transformers, name)(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def _filled(config: Any, name: str, seed: int = 0) -> Any:
         else:
             value.copy_(1 + noise / 10 if "norm" in key and key.endswith("weight") else noise / 20)
     with torch.no_grad():
-        model.get_output_embeddings().weight[list(SPECIAL)] = 0  # far below the largest of the others
+        model.get_output_embeddings().weight[list(never)] = 0  # far below the largest of the others
     model.generation_config.update(do_sample=False, pad_token_id=PAD, eos_token_id=None, bos_token_id=None)
     return model
 
@@ -111,7 +111,7 @@ def _qwen2() -> Any:
     vision = {**_QWEN_VISION, "depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "mlp_ratio": 2}
     del vision["out_hidden_size"], vision["intermediate_size"]
     text = _text(**_rope([2, 3, 3]))
-    return _filled(
+    return filled(
         AutoConfig.for_model("qwen2_vl", text_config=text, vision_config=vision, **_ids()),
         "Qwen2VLForConditionalGeneration",
     )
@@ -120,7 +120,7 @@ def _qwen2() -> Any:
 def _qwen25() -> Any:
     vision = {**_QWEN_VISION, "depth": 2, "window_size": 16, "fullatt_block_indexes": [1]}
     text = _text(**_rope([2, 3, 3]))
-    return _filled(
+    return filled(
         AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision, **_ids()),
         "Qwen2_5_VLForConditionalGeneration",
     )
@@ -130,7 +130,7 @@ def _qwen3(kind: str = "qwen3_vl", name: str = "Qwen3VLForConditionalGeneration"
     vision = {**_QWEN_VISION, "depth": 4, "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64}
     text = _text(head_dim=16, **_rope([4, 2, 2], mrope_interleaved=True), **more)
     config = AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=False, **_ids())
-    return _filled(config, name)
+    return filled(config, name)
 
 
 def _qwen3_moe() -> Any:
@@ -161,7 +161,7 @@ def _glm(kind: str, name: str) -> Any:
         "video_start_token_id": BREAK,
         "video_end_token_id": TILE_TAG,
     }
-    return _filled(AutoConfig.for_model(kind, text_config=text, vision_config=vision, **ids), name)
+    return filled(AutoConfig.for_model(kind, text_config=text, vision_config=vision, **ids), name)
 
 
 def _grid_picture(size: tuple[int, int], generator: torch.Generator) -> Picture:
@@ -198,7 +198,7 @@ def _internvl() -> Any:
         image_seq_length=16,
         downsample_ratio=0.5,
     )
-    return _filled(config, "InternVLForConditionalGeneration")
+    return filled(config, "InternVLForConditionalGeneration")
 
 
 def _tiles_picture(tiles: int, generator: torch.Generator) -> Picture:
@@ -231,7 +231,7 @@ def _idefics(kind: str, name: str) -> Any:
         pad_token_id=PAD,
         tie_word_embeddings=False,
     )
-    return _filled(config, name)
+    return filled(config, name)
 
 
 def _tagged_picture(grid: tuple[int, int], generator: torch.Generator) -> Picture:
@@ -275,7 +275,7 @@ def _mistral3() -> Any:
         spatial_merge_size=2,
         vision_feature_layer=-1,
     )
-    return _filled(config, "Mistral3ForConditionalGeneration")
+    return filled(config, "Mistral3ForConditionalGeneration")
 
 
 def _rows_picture(size: tuple[int, int], generator: torch.Generator) -> Picture:

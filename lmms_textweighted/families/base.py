@@ -23,11 +23,13 @@ class Family(ABC):
     """A loaded model of one kind and its processor, whose tokenizer pads on the left.
 
     kinds: what errors call the models of this family. loader: what loaded it, as logs call it. placeholder: what a
-    rendered prompt has once for each picture.
+    rendered prompt has once for each picture. max_new_tokens: of an answer where a task does not say it, as lmms-eval's
+    own model of the kind has it.
     """
 
     kinds: ClassVar[tuple[str, ...]]
     loader: ClassVar[str]
+    max_new_tokens: ClassVar[int] = 1024
     placeholder: ClassVar[str] = IMAGE_TAG
 
     def __init__(self, model: Any, processor: Any) -> None:

@@ -19,6 +19,9 @@ class InternVlFamily(ProcessorFamily):
     def splice(cls, model: Any) -> RunSplice:
         return RunSplice(model)
 
+    def options(self, processor: Any) -> dict[str, Any]:
+        return {"return_tensors": None}  # the processor would make tensors of what it wrote, too, and fail
+
     @classmethod
     def limit(cls, processor: Any, limits: dict[str, int]) -> None:
         least, most = limits["min_patches"], limits["max_patches"]

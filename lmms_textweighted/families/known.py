@@ -18,13 +18,13 @@ from lmms_textweighted.families.qwen import Qwen2VlFamily, Qwen3VlFamily, Qwen25
 FAMILIES: tuple[type[Family], ...] = (
     PackageFamily,
     ConvertedFamily,
+    Glm4vFamily,
+    Mistral3Family,
+    Idefics3Family,
+    InternVlFamily,
+    Qwen2VlFamily,
     Qwen3VlFamily,
     Qwen25VlFamily,
-    Qwen2VlFamily,
-    InternVlFamily,
-    Idefics3Family,
-    Mistral3Family,
-    Glm4vFamily,
     LlavaFamily,
 )
 

@@ -105,13 +105,12 @@ class ProcessorFamily(TransformersFamily):
             images=pictures if any(pictures) else None,  # a list a prompt, empty where it has none
             padding=True,
             padding_side="left",
-            return_tensors="pt",
             return_text_replacement_offsets=True,
-            **special_tokens(processor, prompts[0]),
-            **self.options(processor),
+            **{"return_tensors": "pt", **special_tokens(processor, prompts[0]), **self.options(processor)},
         )
-        offsets = inputs.pop(_OFFSETS, None) or [[] for _ in prompts]
-        return inputs, [Written.read(row) for row in offsets]
+        offsets = inputs.pop(_OFFSETS, None)
+        inputs = BatchFeature(dict(inputs), tensor_type="pt")
+        return inputs, [Written.read(offsets[row]) if pictures[row] else [] for row in range(len(prompts))]
 
     def picture_sizes(self, written: Sequence[Written]) -> tuple[int, ...]:
         return tuple(one.text.count(self.placeholder) for one in written)

@@ -18,6 +18,7 @@ class Qwen25VlFamily(ProcessorFamily):
 
     models: ClassVar[dict[str, str]] = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
     limits: ClassVar[dict[str, int]] = {"min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
+    max_new_tokens = 128
 
     @classmethod
     def limit(cls, processor: Any, limits: dict[str, int]) -> None:

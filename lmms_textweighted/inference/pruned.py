@@ -88,6 +88,11 @@ class PrunedLlava:
         """The number of tokens of every image, where the checkpoint fixes it."""
         return self.family.tokens_per_image
 
+    @property
+    def acting_system_prompt(self) -> str | None:
+        """What stands in front of a conversation without a system message of its own."""
+        return self.family.default_system_prompt if self.system_prompt is None else self.system_prompt
+
     def with_aspect_ratio(self, image_aspect_ratio: str) -> PrunedLlava:
         """The same model with pictures prepared in another way. Raises InputError where it cannot take them."""
         return replace(self, processor=self.family.processor_for(image_aspect_ratio))
@@ -213,7 +218,7 @@ class PrunedLlava:
 
     def _whole(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with its system prompt, and with its pictures where `<image>` tags of the text say so."""
-        system = self.family.default_system_prompt if self.system_prompt is None else self.system_prompt
+        system = self.acting_system_prompt
         whole = list(messages)
         if system and not (whole and whole[0].role == "system"):
             whole.insert(0, Message("system", (("text", system),)))
