@@ -126,6 +126,16 @@ def test_a_batch_has_each_rows_own_ids_pixels_and_answer(kind, vlm):
         assert answer.trace.image_lengths == [sum(alone.image_sizes[0])] * 2 + [3 * len(alone.image_sizes[0])] * 4
 
 
+def test_prompts_with_as_many_pictures_each_are_a_batch(kind, vlm):
+    """What processors say of them is then rectangular, and some try to make a tensor of it."""
+    conversations = [[user_message(f"{number}?", [picture(64, 64, number)])] for number in range(2)]
+    together = vlm.encode(conversations)
+    alone = [vlm.encode([conversation]) for conversation in conversations]
+    assert together.image_sizes == [one.image_sizes[0] for one in alone]
+    assert torch.equal(together.inputs["input_ids"], torch.cat([one.inputs["input_ids"] for one in alone]))
+    assert torch.equal(together.inputs["pixel_values"], torch.cat([one.inputs["pixel_values"] for one in alone]))
+
+
 def test_the_question_is_found_among_the_text_that_a_processor_writes(kind, vlm):
     """Its own tags around and between a picture's tokens are text, and no question."""
     encoded = vlm.encode(CONVERSATIONS, question=True)

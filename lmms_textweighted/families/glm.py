@@ -34,6 +34,7 @@ class Glm4vFamily(ProcessorFamily):
         "glm4v": "Glm4vForConditionalGeneration",
         "glm46v": "Glm46VForConditionalGeneration",
     }
+    max_new_tokens = 4096  # lmms-eval's `huggingface`
 
     @classmethod
     def splice(cls, model: Any) -> GlmSplice:

@@ -18,10 +18,14 @@ class Idefics3Family(ProcessorFamily):
         "idefics3": "Idefics3ForConditionalGeneration",
         "smolvlm": "SmolVLMForConditionalGeneration",
     }
+    max_new_tokens = 4096  # lmms-eval's `huggingface`
 
     @classmethod
     def splice(cls, model: Any) -> TiledSplice:
         return TiledSplice(model)
+
+    def options(self, processor: Any) -> dict[str, Any]:
+        return {"return_tensors": None}  # Idefics3's would make tensors of what it wrote, too, and fail
 
     @property
     def shows_image_lengths(self) -> bool:

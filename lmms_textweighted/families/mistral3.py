@@ -11,6 +11,7 @@ class Mistral3Family(ProcessorFamily):
     """`mistral3` of transformers, one feature list a picture."""
 
     models: ClassVar[dict[str, str]] = {"mistral3": "Mistral3ForConditionalGeneration"}
+    max_new_tokens = 4096  # lmms-eval's `huggingface`
 
     @property
     def shows_image_lengths(self) -> bool:
