@@ -32,7 +32,12 @@ from lmms_textweighted.errors import PlanError
 
 
 def can_share(plan: Plan) -> bool:
-    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never."""
+    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never.
+
+    Not with pictures of another size: the prefix is of the model's own.
+    """
+    if plan.picture is not None:
+        return False
     return not plan.stages or (
         len(plan.stages) == 1
         and plan.positions == "keep"

@@ -35,15 +35,17 @@ class Prefill:
         self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
         element_size = next(decoder.layers.parameters()).element_size()
+        spared = 0 if plan.picture is None else plan.picture.of - plan.picture.tokens
         self.documents = [
             DocumentTrace(
                 plan=plan,
                 shape=shape,
                 element_size=element_size,
-                full_length=length,
-                image_tokens=sum(sizes),
+                full_length=length + spared * len(sizes),
+                image_tokens=sum(sizes) + spared * len(sizes),
                 lengths=[length] * shape.layers,
                 image_lengths=[sum(sizes)] * shape.layers,
+                spared=spared * len(sizes),
             )
             for length, sizes in zip(layout.lengths, layout.image_sizes, strict=True)
         ]

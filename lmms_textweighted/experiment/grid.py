@@ -104,10 +104,11 @@ def make_points(
 
 
 def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
-    """Raise PlanError when a point does not fit the model."""
+    """Raise PlanError when a point does not fit the model, and InputError for pictures that it cannot take."""
     layers = llava.model.config.get_text_config().num_hidden_layers
     for point in points:
         point.plan.check(layers, llava.tokens_per_image if point.plan.keep_scope == "image" else None)
+        llava.check_pictures(point.plan)
 
 
 def _of_method(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 from transformers import (
     AutoProcessor,
     BatchFeature,
-    CLIPImageProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
@@ -21,7 +21,8 @@ from transformers import (
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.families.base import IMAGE_TAG_ID, Pieces
-from lmms_textweighted.families.images import LlavaImageProcessor
+from lmms_textweighted.families.downsample import smaller_pictures, smaller_processor
+from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
 from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY, trained_template
 from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete
 from lmms_textweighted.families.pieces import check_offsets, llava_pieces, padded
@@ -87,6 +88,12 @@ class LlavaFamily(TransformersFamily):
     def with_aspect_ratio(self, name: str) -> Any:
         return with_aspect_ratio(self.processor, name)
 
+    def smaller_processor(self, processor: Any, tokens: int) -> Any:
+        return smaller_processor(self.model, processor, tokens)
+
+    def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
+        return smaller_pictures(self.model, tokens)
+
     def encode(
         self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
     ) -> BatchFeature:
@@ -132,22 +139,3 @@ def with_aspect_ratio(processor: Any, aspect_ratio: str) -> Any:
     changed.image_processor = image_processor
     changed.image_aspect_ratio = aspect_ratio
     return changed
-
-
-def plain_image_processor(image_processor: Any) -> Any:
-    """CLIP's preparation of one square tile, with this processor's numbers."""
-    if isinstance(image_processor, LlavaImageProcessor):
-        return image_processor.image_processor
-    if type(image_processor).__name__.startswith("CLIP"):
-        return image_processor
-    names = (
-        "size",
-        "crop_size",
-        "image_mean",
-        "image_std",
-        "resample",
-        "rescale_factor",
-        "do_center_crop",
-        "do_resize",
-    )
-    return CLIPImageProcessor(**{name: getattr(image_processor, name) for name in names})

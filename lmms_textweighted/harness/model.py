@@ -75,6 +75,7 @@ class LlavaTextweighted(lmms):
             self.geometry = geometry_of(self.llava.model)
             self.settings.check(self.geometry)
             self.llava.plan = self.settings.plan(self.geometry)
+            self.llava.check_pictures(self.llava.plan)
             if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
