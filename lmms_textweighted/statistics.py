@@ -52,12 +52,17 @@ def mean_interval(scores: Sequence[float], clusters: Sequence[str] | None = None
 
 
 def paired_test(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[str] | None = None, *, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> PairedTest:
     """Test the documents' scores of two runs, in the same order.
 
     McNemar's exact test for 0/1 scores; the paired bootstrap of the mean difference otherwise, and for clustered
-    documents, where whole clusters are drawn.
+    documents, where whole clusters are drawn. Its p-value is at least 1 / (resamples + 1).
     """
     one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     difference = float((one - two).mean())
@@ -65,7 +70,7 @@ def paired_test(
     if groups is None and are_hits(one, two):
         return PairedTest("McNemar exact", len(one), difference, mcnemar_exact(one, two))
     name = "paired bootstrap" if groups is None else "paired cluster bootstrap"
-    return PairedTest(name, len(one), difference, _bootstrap(one - two, groups, seed))
+    return PairedTest(name, len(one), difference, _bootstrap(one - two, groups, seed, resamples))
 
 
 def are_hits(*scores: ArrayLike) -> bool:
@@ -123,7 +128,7 @@ def _cluster_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, fl
     return float(low), float(high)
 
 
-def _bootstrap(differences: np.ndarray, groups: np.ndarray | None, seed: int) -> float:
+def _bootstrap(differences: np.ndarray, groups: np.ndarray | None, seed: int, resamples: int) -> float:
     """Two-sided p: the share of resampled mean differences that lie as far from the measured one as it lies from 0.
 
     Units (documents, or clusters as sum and size) with equal values are interchangeable, so how often each kind is
@@ -134,9 +139,9 @@ def _bootstrap(differences: np.ndarray, groups: np.ndarray | None, seed: int) ->
     kinds, counts = np.unique(units.round(12), axis=1, return_counts=True)
     rng, number = np.random.default_rng(seed), int(counts.sum())
     measured, beyond, done = float(differences.mean()), 0, 0
-    while done < RESAMPLES:
-        size = min(RESAMPLES - done, max(1, _BATCH // len(counts)))
+    while done < resamples:
+        size = min(resamples - done, max(1, _BATCH // len(counts)))
         sums, sizes = (rng.multinomial(number, counts / number, size=size) @ kinds.T).T
         beyond += int((np.abs(sums / sizes - measured) >= abs(measured) - 1e-12).sum())
         done += size
-    return (1 + beyond) / (1 + RESAMPLES)
+    return (1 + beyond) / (1 + resamples)

@@ -51,6 +51,44 @@ def test_csv_has_a_line_a_row_and_task(comparison):
     assert (found["unit"], found["different"], found["kept"]) == ("%", "True", "16.0")
 
 
+def timed(tmp_path, *, slow: float):
+    """An unpruned run of 50 ms, one of 30 ms with 2 ms of selection, and one of `slow` seconds with 8 ms."""
+    for name, strategy, seconds in (
+        ("a", "none", (0.050, 0.0)),
+        ("b", "fastv", (0.030, 0.002)),
+        ("c", "dart", (slow, 0.008)),
+    ):
+        write_run(tmp_path / name, {"gqa": hits(0.9)}, strategy=strategy, seconds=seconds)
+    return compare_runs([tmp_path])
+
+
+def test_measured_seconds_stand_apart_from_the_selections_and_from_flops(tmp_path):
+    comparison = timed(tmp_path, slow=0.055)
+    markdown = render(comparison, "markdown")
+    assert "| fastv@64 | 30.0 | 0.60 | 2.0 | 1.25% |" in markdown
+    assert "| dart@64 | 55.0 | 1.10 | 8.0 | 1.25% |" in markdown
+    (line,) = [
+        line
+        for line in csv.DictReader(io.StringIO(render(comparison, "csv")))
+        if line["row"] == "dart@64" and line["task"] == "gqa"
+    ]
+    assert (float(line["prefill_seconds"]), float(line["selection_seconds"])) == (0.055, 0.008)
+    console = Console(file=io.StringIO(), width=80)
+    show(comparison, console)
+    assert max(map(len, console.file.getvalue().splitlines()[:20])) <= 80
+
+
+def test_a_run_slower_than_the_unpruned_one_is_said_in_words(tmp_path):
+    said = "dart@64 was slower than the unpruned run beside it: 55.0 ms to the first token, not 50.0 ms"
+    assert said in render(timed(tmp_path / "slower", slow=0.055), "markdown")
+    assert "slower" not in render(timed(tmp_path / "faster", slow=0.045), "markdown")
+
+
+def test_runs_that_logged_no_seconds_have_no_table_of_them(comparison):
+    for format in ("terminal", "markdown"):
+        assert "prefill" not in render(comparison, format)
+
+
 def test_markdown_marks_what_is_not_different(comparison):
     text = render(comparison, "markdown")
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -84,6 +84,11 @@ class DocumentTrace:
         return sum(stage.flops for stage in self.stages)
 
     @property
+    def selection_flops_ratio(self) -> float:
+        """`selection_flops` over `flops`."""
+        return self.selection_flops / self.flops
+
+    @property
     def selection_seconds(self) -> float:
         """Seconds that the selection took on the host, for the whole batch that the document was in."""
         return sum(stage.seconds for stage in self.stages)
@@ -111,7 +116,7 @@ class DocumentTrace:
             "kept_ratio": self.kept_ratio,
             "equivalent_tokens": self.equivalent_tokens,
             "flops_ratio": self.flops_ratio,
-            "selection_flops_ratio": self.selection_flops / prefill_flops(self.shape, self.lengths),
+            "selection_flops_ratio": self.selection_flops_ratio,
             "kv_bytes": self.kv_bytes,
             "kv_ratio": self.kv_ratio,
             "lengths": list(self.lengths),

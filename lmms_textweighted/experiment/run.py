@@ -19,12 +19,14 @@ from lmms_textweighted.errors import InputError, describe, unknown
 from lmms_textweighted.experiment.claim import claiming
 from lmms_textweighted.experiment.files import experiment_data, scores_of, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import LeftOut, Point, check_points, make_grid
-from lmms_textweighted.experiment.names import AXES, file_name
+from lmms_textweighted.experiment.names import AXES, SHARES, file_name
 from lmms_textweighted.experiment.outcomes import Outcome, collect
+from lmms_textweighted.experiment.pairs import REFERENCES
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.experiment.progress import progress_on
-from lmms_textweighted.experiment.ranges import parse_layers, parse_samples, parse_seeds, parse_tokens
+from lmms_textweighted.experiment.ranges import parse_budgets, parse_layers, parse_samples, parse_seeds
 from lmms_textweighted.experiment.tables import print_tables
+from lmms_textweighted.experiment.timing import Prefill, time_points
 from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
@@ -47,7 +49,8 @@ class Experiment:
     """The sweep's options, checked. num_samples None: all documents. conv_mode None: the checkpoint's.
 
     task is not used where there is a question_file. layers None: every layer that can prune. seeds: of strategies that
-    draw; the first is the run's.
+    draw; the first is the run's. timed: documents whose prefills are timed. against: strategies that all others are
+    tested against; None: those of `pairs.REFERENCES` that are run.
     """
 
     model_path: str
@@ -58,7 +61,7 @@ class Experiment:
     skip_missing: bool
     num_samples: int | None
     layers: list[int] | None
-    tokens: list[int]
+    tokens: list[int] | list[float]
     budget: str
     strategies: list[str]
     text_scope: str
@@ -70,6 +73,8 @@ class Experiment:
     load_options: LoadOptions
     output_dir: Path
     overwrite: bool = False
+    timed: int = 0
+    against: list[str] | None = None
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -94,9 +99,9 @@ class Experiment:
             skip_missing=_flag(options, "skip_missing"),
             num_samples=parse_samples(options["num_samples"]),
             layers=parse_layers(_joined(options["pruning_layer"])),
-            tokens=parse_tokens(_joined(options["tokens"])),
-            budget=_budget(options["budget"]),
-            strategies=[name.strip() for name in _joined(options["strategies"]).split(",") if name.strip()],
+            tokens=parse_budgets(_joined(options["tokens"]), _budget(options["budget"])),
+            budget=options["budget"],
+            strategies=_names(options["strategies"]),
             text_scope=text_scope,
             keep_scope=keep_scope,
             single_pred_prompt=_flag(options, "single_pred_prompt"),
@@ -114,12 +119,29 @@ class Experiment:
             ),
             output_dir=output_dir,
             overwrite=_flag(options, "overwrite"),
+            timed=_whole("time", options["time"]) or 0,
+            against=_names(options["against"]) if options["against"] else None,
         )
-        experiment.grid()  # what can be said without the model is said before it is loaded
+        points, _ = experiment.grid()  # what can be said without the model is said before it is loaded
+        experiment.references(points)
+        if experiment.timed < 0:
+            raise InputError(f"time is {experiment.timed}: give a number of documents, or 0")
         return experiment
 
+    def references(self, points: Sequence[Point]) -> list[str]:
+        """The strategies to test against. Raises InputError for one that is not run."""
+        known = list(dict.fromkeys(point.strategy for point in points))
+        for name in self.against or ():
+            if name not in known:
+                raise InputError(f"against is {name!r}, which is not run here: name one of {', '.join(known)}")
+        return [name for name in REFERENCES if name in known] if self.against is None else self.against
+
     def grid(self, geometry: Geometry | None = None) -> tuple[list[Point], list[LeftOut]]:
-        """The points for a model, and those that their method refuses. See `make_grid`."""
+        """The points for a model, and those that their method refuses. See `make_grid`.
+
+        Without a model, plans that must be solved for one are made for as many tokens, or as large a share of them.
+        """
+        unsolved = "keep_ratio" if self.budget in SHARES else "keep_tokens"
         return make_grid(
             self.strategies,
             self.tokens,
@@ -127,7 +149,7 @@ class Experiment:
             text_scope=self.text_scope,
             keep_scope=self.keep_scope,
             seeds=self.seeds,
-            kind="keep_tokens" if geometry is None else self.budget,
+            kind=unsolved if geometry is None else self.budget,
             geometry=geometry,
         )
 
@@ -179,15 +201,17 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     partial = _partial(experiment)
     own = _answer_all(experiment, points, llava, documents, decoding, partial, console)
     answered = sorted(gather(own), key=lambda document: document.row["document"])
+    prefills = _time_all(experiment, points, llava, documents, console)
     outcomes = [document.outcomes for document in answered]
     # Where the number differs from picture to picture, no pruning stands at its mean.
     seen_tokens = [row[0].image_tokens for row in outcomes if row[0].image_tokens]
     image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
     data = experiment_data(
-        collect(points, outcomes),
+        collect(points, outcomes, prefills),
         _meta(experiment, llava, documents, answered, left_out, layers),
         layers=layers,
         image_tokens=image_tokens,
+        against=experiment.references(points),
     )
     if main:
         _write(experiment, points, data, answered)
@@ -234,6 +258,20 @@ def _answer_all(
             )
             write_answers(file, row, points, answered[-1].outcomes)
     return answered
+
+
+def _time_all(
+    experiment: Experiment, points: Sequence[Point], llava: PrunedLlava, documents: Documents, console: Console
+) -> list[list[Prefill]]:
+    """By point, of the first documents of the set; empty where none is asked for. Each process times its share."""
+    if not experiment.timed:
+        return []
+    numbers = share(min(experiment.timed, len(documents)))
+    with console.status(f"timing {len(numbers)} documents x {len(points)} points"):
+        own = time_points(llava, [documents[number].message for number in numbers], points)
+    # A row a document, so that `gather` may join the processes' shares.
+    rows = gather([list(row) for row in zip(*own, strict=True)])
+    return [list(point) for point in zip(*rows, strict=True)]
 
 
 def _documents(experiment: Experiment) -> Documents:
@@ -324,6 +362,7 @@ def _meta(
         "image_aspect_ratio": llava.image_aspect_ratio,
         "pruning_layer": asked if experiment.layers is None or len(asked) > 1 else asked[0],
         "budget": experiment.budget,
+        "timed_documents": min(experiment.timed, len(answered)),
         "text_scope": experiment.text_scope,
         "keep_scope": experiment.keep_scope,
         "layer_numbering": "from 0; image tokens leave after this layer",
@@ -371,6 +410,10 @@ def _source(options: dict[str, Any]) -> tuple[str, Path | None, Path | None]:
             f"in the config file together"
         )
     return "", Path(str(question_file)), None if image_folder is None else Path(str(image_folder))
+
+
+def _names(value: Any) -> list[str]:
+    return [name.strip() for name in _joined(value).split(",") if name.strip()]
 
 
 def _joined(value: Any) -> str:
