@@ -94,11 +94,18 @@ def make_points(
     *,
     text_scope: str = "after",
     keep_scope: str = "image",
+    kind: str = "keep_tokens",
     geometry: Geometry | None = None,
 ) -> list[Point]:
     """`make_grid` for one layer, where every point must be: raises PlanError for one that its method refuses."""
     points, left_out = make_grid(
-        strategies, budgets, [pruning_layer], text_scope=text_scope, keep_scope=keep_scope, geometry=geometry
+        strategies,
+        budgets,
+        [pruning_layer],
+        text_scope=text_scope,
+        keep_scope=keep_scope,
+        kind=kind,
+        geometry=geometry,
     )
     if left_out:
         raise PlanError(left_out[0].reason)
