@@ -179,7 +179,8 @@ def _slower(data: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _layers(block: dict[str, Any]) -> tuple[int, ...]:
     """The layers after which tokens leave, at the block's first budget."""
-    return tuple(stage["leave_after"] for stage in block["plans"][0]["stages"])
+    plan = block["plans"][0]
+    return tuple(stage["leave_after"] for stage in plan["stages"]) or ((EMBEDDINGS,) if "picture" in plan else ())
 
 
 def _where(layers: Sequence[int]) -> str:

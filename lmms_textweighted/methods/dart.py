@@ -19,7 +19,6 @@ authors' layer is K = 2, from 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import normalize
@@ -68,15 +67,14 @@ class LeastAlike(Scorer):
 
     pivots: int = PIVOTS
     name: str = field(init=False)
-    reads: Rows = Rows.TEXT
-    needs_keys: ClassVar[bool] = True
+    reads: Rows = Rows.KEYS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", "dart" if self.pivots == PIVOTS else f"dart_{self.pivots}_pivots")
 
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         if seen.keys is None:
-            raise TypeError(f"scorer {self.name!r} was given no keys (needs_keys), but asks for them")
+            raise TypeError(f"scorer {self.name!r} was given no keys (reads = {self.reads}), but asks for them")
         norms = seen.keys.abs().sum(dim=-1)
         return norms[seen.image], norms[seen.rows]
 
