@@ -84,12 +84,12 @@ def test_against_several_seeds_each_documents_mean_counts():
     curves = curves_of({("random", 2): (0.5, 0.4), ("fastv", 2): (0.9, 0.4)}, seeds=3)
     (one,) = pair(curves, "random")
     means = [sum(scores) / 3 for scores in zip(*([o.score for o in row] for row in curves[0].outcomes[0]), strict=True)]
-    assert one.test == "paired bootstrap"
+    assert one.test == "paired permutation"
     assert one.difference == pytest.approx(sum(curves[1].document_scores(0)) / 200 - sum(means) / 200)
     assert one.is_different
 
 
-def test_many_tests_do_not_hide_a_clear_difference_behind_the_bootstraps_resolution():
+def test_many_tests_do_not_hide_a_clear_difference_behind_the_permutations_resolution():
     """600 tests times 1 / 10,000 would be above 5 %, however large the difference."""
     plan = make_plan("fastv", keep_tokens=64)
     points = [Point("random", 64, plan, 2, seed) for seed in (0, 1)]
