@@ -144,6 +144,17 @@ def test_marks_stand_beside_the_accuracies_and_the_note_explains_them():
     assert "=: not told apart from random" in said
 
 
+def test_a_strategy_without_some_budgets_stands_with_those_that_cost_the_same():
+    plan = make_plan("fastv", keep_tokens=64)
+    points = [Point("pool", 64, plan, 2), Point("fastv", 64, plan, 2), Point("fastv", 0, plan, 2)]
+    curves = collect(points, [[outcome(1.0, 0.4), outcome(0.0, 0.4), outcome(0.0, 0.3)]] * 5)
+    text = printed(experiment_data(curves, META, layers=8, image_tokens=576))
+    assert text.count("after layer 2") == 1
+    assert text.index(" pool ") < text.index(" fastv ")
+    (row,) = [line for line in text.splitlines() if "FLOPs  " in line]
+    assert [cell.strip() for cell in row.split("│")[2:4]] == ["40%", "30%"]
+
+
 def printed(data: dict) -> str:
     console = Console(width=80, file=io.StringIO())
     print_tables(data, console)
