@@ -84,12 +84,12 @@ def test_against_several_seeds_each_documents_mean_counts():
     curves = curves_of({("random", 2): (0.5, 0.4), ("fastv", 2): (0.9, 0.4)}, seeds=3)
     (one,) = pair(curves, "random")
     means = [sum(scores) / 3 for scores in zip(*([o.score for o in row] for row in curves[0].outcomes[0]), strict=True)]
-    assert one.test == "paired bootstrap"
+    assert one.test == "paired permutation"
     assert one.difference == pytest.approx(sum(curves[1].document_scores(0)) / 200 - sum(means) / 200)
     assert one.is_different
 
 
-def test_many_tests_do_not_hide_a_clear_difference_behind_the_bootstraps_resolution():
+def test_many_tests_do_not_hide_a_clear_difference_behind_the_permutations_resolution():
     """600 tests times 1 / 10,000 would be above 5 %, however large the difference."""
     plan = make_plan("fastv", keep_tokens=64)
     points = [Point("random", 64, plan, 2, seed) for seed in (0, 1)]
@@ -142,6 +142,17 @@ def test_marks_stand_beside_the_accuracies_and_the_note_explains_them():
     said = " ".join(" ".join(lines).split())
     assert "+ -: better, worse than text_weighted" in said
     assert "=: not told apart from random" in said
+
+
+def test_a_strategy_without_some_budgets_stands_with_those_that_cost_the_same():
+    plan = make_plan("fastv", keep_tokens=64)
+    points = [Point("pool", 64, plan, 2), Point("fastv", 64, plan, 2), Point("fastv", 0, plan, 2)]
+    curves = collect(points, [[outcome(1.0, 0.4), outcome(0.0, 0.4), outcome(0.0, 0.3)]] * 5)
+    text = printed(experiment_data(curves, META, layers=8, image_tokens=576))
+    assert text.count("after layer 2") == 1
+    assert text.index(" pool ") < text.index(" fastv ")
+    (row,) = [line for line in text.splitlines() if "FLOPs  " in line]
+    assert [cell.strip() for cell in row.split("│")[2:4]] == ["40%", "30%"]
 
 
 def printed(data: dict) -> str:

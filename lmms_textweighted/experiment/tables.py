@@ -81,14 +81,11 @@ def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]) 
     table.add_column(axis(data["meta"]), no_wrap=True)
     for budget in budgets:
         table.add_column(budget_text(budget, data["meta"]), justify="right", no_wrap=True)
-    groups: dict[Any, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: _layers(row[1])):
-        groups.setdefault((_layers(row[1]), _cost(row[1])), []).append(row)
-    for (layers, _), members in groups.items():
-        first = members[0][1]
+    for layers, members in _of_equal_cost(rows):
+        widest = max((block for _, block in members), key=lambda block: len(block["tokens"]))
         table.add_row(_where(layers), *("" for _ in budgets), style="bold")
         for label, figure, form in (("equivalent", "equivalent_tokens", "{:.0f}"), ("FLOPs", "flops_ratio", "{:.0%}")):
-            table.add_row(f"  {label}", *(_at(first, budget, figure, form) for budget in budgets), style="dim")
+            table.add_row(f"  {label}", *(_at(widest, budget, figure, form) for budget in budgets), style="dim")
         for name, block in members:
             table.add_row(f"  {name}", *(_accuracy(data, block, budget, "{:.1f}", 100) for budget in budgets))
             if "seeds" in block:
@@ -96,6 +93,22 @@ def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]) 
                 table.add_row(f"    over {len(block['seeds'])} seeds", *spread)
         table.add_section()
     return table
+
+
+def _of_equal_cost(rows: Sequence[Row]) -> list[tuple[tuple[int, ...], list[Row]]]:
+    """(layers, rows) of strategies that prune after the same layers and cost the same at every budget they share, the
+    one with most budgets first counted; smallest layer first."""
+    groups: list[tuple[tuple[int, ...], dict[float, Any], list[Row]]] = []
+    for row in sorted(rows, key=lambda row: (_layers(row[1]), -len(row[1]["tokens"]))):
+        layers, cost = _layers(row[1]), {tokens: figures for tokens, *figures in _cost(row[1])}
+        for known, figures, members in groups:
+            if known == layers and all(figures.get(tokens) == cost[tokens] for tokens in cost):
+                members.append(row)
+                break
+        else:
+            groups.append((layers, cost, [row]))
+    order = [name for name, _ in rows]
+    return [(layers, sorted(members, key=lambda row: order.index(row[0]))) for layers, _, members in groups]
 
 
 def _title(data: dict[str, Any]) -> str:
