@@ -102,8 +102,8 @@ class Family(ABC):
         Raises InputError where the model cannot take them.
         """
         raise InputError(
-            f"pictures cannot be downsampled for a {type(self.model).__name__}: only for a LLaVA-1.5 of transformers "
-            f"with a CLIP tower, whose pictures have one size"
+            f"pictures cannot be downsampled for a {type(self.model).__name__}: only for a LLaVA-1.5 with a CLIP "
+            f"tower, whose pictures have one size, run by transformers (loader=hf)"
         )
 
     def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:

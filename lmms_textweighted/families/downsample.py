@@ -14,6 +14,7 @@ from transformers import LlavaProcessor
 from lmms_textweighted.engine.splice import removed_at_end, replaced
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
+from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcessor
 
 
 @contextmanager
@@ -25,8 +26,8 @@ def downsampled(model: Any, processor: Any, side: int) -> Iterator[Any]:
     (bicubic, as its `interpolate_pos_encoding`): the tower was not trained at this size, which is part of what the
     baseline costs. With the tower's own side nothing changes, bit for bit. The model is as it was when the block ends.
 
-    model, processor: a LLaVA-1.5 of transformers with a CLIP tower. Raises InputError for another, and for a side that
-    is no multiple of the tower's patch or larger than its own pictures.
+    model, processor: a LLaVA-1.5 of transformers with a CLIP tower, also one that was converted in memory. Raises
+    InputError for another, and for a side that is no multiple of the tower's patch or larger than its own pictures.
     """
     _check(model, processor)
     vision = model.config.vision_config
@@ -75,10 +76,11 @@ def smaller_pictures(model: Any, tokens: int) -> Iterator[None]:
 def _check(model: Any, processor: Any) -> None:
     vision: Any = getattr(model.config, "vision_config", None)
     kind = getattr(model.config, "model_type", None)
-    if kind != "llava" or vision.model_type != "clip_vision_model" or not isinstance(processor, LlavaProcessor):
+    known = isinstance(processor, LlavaProcessor | PlaceholderProcessor)
+    if kind != "llava" or vision.model_type != "clip_vision_model" or not known:
         raise InputError(
-            f"pictures cannot be downsampled for a model of type {kind!r}: only for a LLaVA-1.5 of transformers with a "
-            f"CLIP tower, whose pictures have one size"
+            f"pictures cannot be downsampled for a model of type {kind!r}: only for a LLaVA-1.5 with a CLIP tower, "
+            f"whose pictures have one size, run by transformers (loader=hf)"
         )
 
 
