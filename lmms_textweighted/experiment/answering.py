@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lmms_textweighted.errors import InputError, describe
-from lmms_textweighted.experiment.files import write_answers
 from lmms_textweighted.experiment.grid import Point
+from lmms_textweighted.experiment.journal import Journal
 from lmms_textweighted.experiment.options import Experiment
-from lmms_textweighted.experiment.outcomes import Outcome
+from lmms_textweighted.experiment.outcomes import Answered, Outcome
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.experiment.progress import progress_on
 from lmms_textweighted.experiment.timing import Prefill, time_points
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.inference import Decoding, PrunedLlava
-from lmms_textweighted.parallel.processes import gather, share, world
+from lmms_textweighted.parallel.processes import gather, share
 from lmms_textweighted.prompts import render
 
-
-@dataclass(frozen=True)
-class Answered:
-    """What the result needs of a document. Kept whole, their pictures would fill the memory.
-
-    row: what stands in front of each of its answers. prompt: of the first document alone.
-    """
-
-    row: dict[str, Any]
-    choices: int
-    prompt: str | None
-    outcomes: list[Outcome]
+_LINE: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
 
 def documents_of(experiment: Experiment) -> Documents:
@@ -58,10 +45,13 @@ def answer_all(
     llava: PrunedLlava,
     documents: Documents,
     decoding: Decoding,
-    partial: Path,
+    journal: Journal,
     console: Console,
 ) -> list[Answered]:
-    """This process's share of the documents at every point. Each is written to `partial` as soon as it is answered."""
+    """This process's share of the documents at every point: from the journal what it has, into the journal what is new.
+
+    Raises InputError for a document that is another one now than when the journal was written.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,11 +60,16 @@ def answer_all(
         TimeRemainingColumn(),
     )
     numbers, answered = share(len(documents)), []
-    with progress_on(console, *columns) as progress, partial.open("w", encoding="utf-8") as file:
+    if journal.found:
+        console.print(f"goes on after {len(journal.found)} of {len(documents)} documents: {journal.path}", **_LINE)
+    with progress_on(console, *columns) as progress:
         label = f"{len(numbers)} documents x {len(points)} points"
         for number in progress.track(numbers, description=label):
             document = documents[number]
             row = {"document": document.number, "id": document.id, "digest": document.digest, "target": document.target}
+            if number in journal.found:
+                answered.append(_as_it_was(journal, document, row))
+                continue
             answered.append(
                 Answered(
                     row=row,
@@ -83,8 +78,19 @@ def answer_all(
                     outcomes=_answer(experiment, points, llava, documents, document, decoding),
                 )
             )
-            write_answers(file, row, points, answered[-1].outcomes)
+            journal.add(answered[-1])
     return answered
+
+
+def _as_it_was(journal: Journal, document: Document, row: dict[str, Any]) -> Answered:
+    """A document's answers of before. Raises InputError where it is another document now."""
+    found = journal.found[document.number]
+    if found.row != row:
+        raise InputError(
+            f"{document.name} is another one than when journal {str(journal.path)!r} was written: --overwrite starts "
+            f"anew, another --output-dir leaves it alone"
+        )
+    return found
 
 
 def time_all(
@@ -121,9 +127,3 @@ def _answer(
         )
     except Exception as error:
         raise InputError(f"{document.name}: {describe(error)}") from error
-
-
-def partial_file(experiment: Experiment) -> Path:
-    """Where this process notes its answers while it runs; a run that dies leaves it behind."""
-    rank, size = world()
-    return experiment.target("answers.jsonl.part" if size == 1 else f"answers.jsonl.rank{rank}of{size}.part")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,16 +110,30 @@ def scores_of(metric: str) -> dict[str, str]:
     }
 
 
+DRAFT = ".draft"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path`, of this call's own, to write to. What is written there takes the place of `path` when the
-    block ends well."""
-    draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.draft")
+    block ends well, and it is on the disk."""
+    draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}{DRAFT}")
     try:
         yield draft
+        on_disk(draft)
         draft.replace(path)
+        on_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.experiment.grid import Point
@@ -24,6 +25,19 @@ class Outcome:
     kept_tokens: int
     equivalent_tokens: float
     flops_ratio: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the result needs of a document. Kept whole, their pictures would fill the memory.
+
+    row: what stands in front of each of its answers. prompt: of the first document alone.
+    """
+
+    row: dict[str, Any]
+    choices: int
+    prompt: str | None
+    outcomes: list[Outcome]
 
 
 @dataclass

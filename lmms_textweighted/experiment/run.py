@@ -9,13 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
-from lmms_textweighted.experiment.answering import Answered, answer_all, documents_of, partial_file, time_all
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.answering import answer_all, documents_of, time_all
 from lmms_textweighted.experiment.claim import claiming
 from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import Point, check_points
+from lmms_textweighted.experiment.head import head_of
+from lmms_textweighted.experiment.journal import Journal
 from lmms_textweighted.experiment.meta import meta_of
 from lmms_textweighted.experiment.options import Experiment
-from lmms_textweighted.experiment.outcomes import collect
+from lmms_textweighted.experiment.outcomes import Answered, collect
 from lmms_textweighted.experiment.tables import print_tables
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.quiet import quiet_libraries
@@ -32,9 +35,10 @@ FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published exp
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
     """Run the sweep and write its files; returns the JSON's content.
 
-    Of several processes each answers its share and notes it in a file of its own as it goes; then the first one writes
-    the result, in the documents' order. No file has its final name before it is whole. Raises InputError as
-    `claim.claimed` does.
+    Of several processes each answers its share and notes it in a journal of its own as it goes; then the first one
+    writes the result, in the documents' order. No file has its final name before it is whole. A run that was killed
+    goes on from its journals. Raises InputError as `claim.claimed` and `journal.Journal` do, and where a file cannot be
+    written.
     """
     state = join() if world()[1] > 1 else None
     watch_others()
@@ -55,8 +59,9 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     check_points(points, llava)
     for point in left_out:
         console.print(f"left out: {point}", soft_wrap=True, markup=False, highlight=False)
-    partial = partial_file(experiment)
-    own = answer_all(experiment, points, llava, documents, decoding, partial, console)
+    head = head_of(experiment, points, llava, documents)
+    with Journal(experiment.target("json"), head, overwrite=experiment.overwrite) as journal:
+        own = answer_all(experiment, points, llava, documents, decoding, journal, console)
     answered = sorted(gather(own), key=lambda document: document.row["document"])
     prefills = time_all(experiment, points, llava, documents, console)
     outcomes = [document.outcomes for document in answered]
@@ -78,7 +83,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     if state is not None:
         state.wait_for_everyone()
         state.end_training()
-    partial.unlink()
+    journal.remove()
     return data
 
 
@@ -88,12 +93,18 @@ def write_result(
     """The three files, the JSON last: where it is new, so are the others."""
     from lmms_textweighted.experiment.picture import draw  # matplotlib is slow to import
 
-    with ExitStack() as files:
-        json_file, picture, answers = (
-            files.enter_context(whole_file(experiment.target(name))) for name in ("json", "png", "answers.jsonl")
-        )
-        with answers.open("w", encoding="utf-8") as file:
-            for document in answered:
-                write_answers(file, document.row, points, document.outcomes)
-        draw(picture, data)
-        write_json(json_file, data)
+    try:
+        with ExitStack() as files:
+            json_file, picture, answers = (
+                files.enter_context(whole_file(experiment.target(name))) for name in ("json", "png", "answers.jsonl")
+            )
+            with answers.open("w", encoding="utf-8") as file:
+                for document in answered:
+                    write_answers(file, document.row, points, document.outcomes)
+            draw(picture, data)
+            write_json(json_file, data)
+    except OSError as error:
+        raise InputError(
+            f"result {str(experiment.target('json'))!r} cannot be written: {error.strerror or error}: nothing is lost, "
+            f"the same command goes on when that is mended"
+        ) from error
