@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_textweighted import geometry_of, prune
@@ -70,7 +70,6 @@ def value_of(kind: str, geometry: Geometry, stages) -> float:
     return flops(geometry, entering) / flops(geometry, [geometry.image_tokens] * geometry.layers)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     layers=st.integers(4, 40),
     image=st.integers(1, 200),

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -91,7 +91,6 @@ def test_no_test_scene_is_on_the_training_side(descriptions):
     assert not tested & trained
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_a_scene_survives_json_and_is_drawn_where_it_says(seed):
     scene = scenes.random_scene(np.random.default_rng(seed), held_out=True)
@@ -109,7 +108,6 @@ def test_a_scene_survives_json_and_is_drawn_where_it_says(seed):
         assert scenes.PLACES.index(item.place) == row * 3 + column
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS))
 def test_questions_are_reproducible(seed, kind):
     scene = scenes.random_scene(np.random.default_rng(seed), held_out=False)
