@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from statistics import fmean
@@ -23,6 +23,7 @@ from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
+from lmms_textweighted.inference.memory import in_halves
 from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
@@ -137,26 +138,32 @@ def _answer(
     """Raises InputError that names the documents, whatever went wrong with them."""
     llava.plan = point.plan
     try:
-        with observed_lengths(llava.model) as seen:
-            answers = llava.generate([[document.message] for document in batch], decoding)
-        ran = [seen[number] for number in sorted(seen)]
-        told = [max(lengths) for lengths in zip(*(answer.trace.lengths for answer in answers), strict=True)]
-        return [
-            Outcome(
-                point=name,
-                document=document.id,
-                answer=answer.text,
-                score=source.score(document, answer.text),
-                # Of a batch only the longest is seen from outside; what was seen goes before what the traces say.
-                lengths=to_runs(answer.trace.lengths if told == ran else ran),
-                kept=_kept(answer),
-            )
-            for document, answer in zip(batch, answers, strict=True)
-        ]
+        return in_halves(batch, lambda part: _outcomes(llava, source, name, part, decoding), "documents")
     except Exception as error:
         batch = [batch[error.row]] if isinstance(error, PromptError) else batch
         names = batch[0].name if len(batch) == 1 else f"{batch[0].name} to {batch[-1].id}"
         raise InputError(f"{names}, {name}: {describe(error)}") from error
+
+
+def _outcomes(
+    llava: PrunedLlava, source: Documents, name: str, batch: Sequence[Document], decoding: Decoding
+) -> list[Outcome]:
+    with observed_lengths(llava.model) as seen:
+        answers = llava.generate([[document.message] for document in batch], decoding)
+    ran = [seen[number] for number in sorted(seen)]
+    told = [max(lengths) for lengths in zip(*(answer.trace.lengths for answer in answers), strict=True)]
+    return [
+        Outcome(
+            point=name,
+            document=document.id,
+            answer=answer.text,
+            score=source.score(document, answer.text),
+            # Of a batch only the longest is seen from outside; what was seen goes before what the traces say.
+            lengths=to_runs(answer.trace.lengths if told == ran else ran),
+            kept=_kept(answer),
+        )
+        for document, answer in zip(batch, answers, strict=True)
+    ]
 
 
 def _kept(answer: Answer) -> tuple[str, ...]:
