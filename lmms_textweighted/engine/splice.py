@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,10 +14,12 @@ class Splice(ABC):
     """Watches one model put image features between its text embeddings.
 
     tokens_per_image: the number of tokens of every image where that is fixed (LLaVA-1.5: 576), None where it depends
-    on the picture (anyres grids).
+    on the picture (anyres grids). stated: for each row of the next prefill the number of tokens of each of its images,
+    from whom knows; None where the splice has to find out by itself.
     """
 
     tokens_per_image: int | None
+    stated: Sequence[Sequence[int]] | None = None
 
     @abstractmethod
     def attach(self, stack: ExitStack) -> None:

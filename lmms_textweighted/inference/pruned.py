@@ -24,7 +24,7 @@ from lmms_textweighted.inference.context import check_context
 from lmms_textweighted.inference.decoding import Decoding, FirstToken, Timing, cut
 from lmms_textweighted.inference.question import question_tokens
 from lmms_textweighted.inference.stated import StatedLengths, check_stated_lengths
-from lmms_textweighted.prompts import Message, check_template, render, stop_string
+from lmms_textweighted.prompts import IMAGE_TAG, Message, check_template, render, stop_string, untagged
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ class Answer:
 @dataclass(frozen=True)
 class Encoded:
     """A batch of prompts as the model takes them. question: for each row, which of its text tokens are the question's;
-    None for a row without images, and where nobody asked."""
+    None for a row without images, and where nobody asked. image_sizes: for each row, the number of tokens of each of
+    its pictures; None where the processor does not say so."""
 
     inputs: BatchFeature
     question: list[torch.Tensor | None]
+    image_sizes: list[tuple[int, ...]] | None = None
 
 
 @dataclass
 class PrunedLlava:
-    """A loaded LLaVA with a plan and a prompt template. template None: the one that suits the checkpoint."""
+    """A loaded model with a plan and a prompt template. template None: the one that suits the checkpoint.
+
+    system_prompt: stands in front of a conversation without a system message; None is the family's own, "" is none.
+    """
 
     model: Any
     processor: Any
@@ -59,6 +64,7 @@ class PrunedLlava:
     template: str | None = None
     seed: int = 0
     stated: StatedLengths = field(default_factory=StatedLengths)
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         self.family = family_of(self.model, self.processor)
@@ -88,6 +94,11 @@ class PrunedLlava:
         if plan.picture is not None:
             self.family.smaller_processor(self.processor, plan.picture.tokens)
 
+    @property
+    def acting_system_prompt(self) -> str | None:
+        """What stands in front of a conversation without a system message of its own."""
+        return self.family.default_system_prompt if self.system_prompt is None else self.system_prompt
+
     def with_aspect_ratio(self, image_aspect_ratio: str) -> PrunedLlava:
         """The same model with pictures prepared in another way. Raises InputError where it cannot take them."""
         return replace(self, processor=self.family.processor_for(image_aspect_ratio))
@@ -108,7 +119,8 @@ class PrunedLlava:
         processor = self.family.processor_for(image_aspect_ratio)
         if self.plan.picture is not None:
             processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
-        prompts, images, voters = [], [], []
+        conversations = [self._whole(messages) for messages in conversations]
+        prompts, images = [], []
         for row, messages in enumerate(conversations):
             try:
                 prompt = self._prompt(messages)
@@ -118,17 +130,23 @@ class PrunedLlava:
                     raise InputError(
                         f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures"
                     )
-                voters.append(
-                    question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
-                )
             except InputError as error:
                 raise PromptError(str(error), row) from error
             prompts.append(prompt)
             images.append(pictures)
-        inputs = self.family.encode(processor, prompts, images, self._template)
+        inputs, written = self.family.encode_written(processor, prompts, images, self._template)
+        voters: list[torch.Tensor | None] = [None] * len(prompts)
+        for row, (prompt, messages) in enumerate(zip(prompts, conversations, strict=True)):
+            if question and images[row]:
+                given = None if written is None else written[row]
+                try:
+                    voters[row] = question_tokens(self.family, prompt, messages, self._template, given)
+                except InputError as error:
+                    raise PromptError(str(error), row) from error
+        sizes = None if written is None else [self.family.picture_sizes(row) for row in written]
         check_context(self.family, inputs["input_ids"], inputs["attention_mask"])
         check_stated_lengths(self.family, inputs["input_ids"], inputs["attention_mask"], self.stated)
-        return Encoded(_placed(inputs, self.model), voters)
+        return Encoded(_placed(inputs, self.model), voters, sizes)
 
     def generate(
         self,
@@ -171,6 +189,7 @@ class PrunedLlava:
         top of the shortened cache, so it has no say in what is kept.
         """
         encoded = self.encode([messages], question=self.plan.text_scope == "question")
+        messages = self._whole(messages)
         before, _ = self.family.pieces(self._prompt(messages), self._template)
         whole = [*messages, Message("assistant", (("text", continuation),))]
         after, _ = self.family.pieces(self._prompt(whole), self._template)
@@ -184,10 +203,9 @@ class PrunedLlava:
             first = self.model(**encoded.inputs, use_cache=True, **({"logits_to_keep": 1} if takes_count else {}))
             logits = first.logits[:, -1:]
             if target.shape[1] > 1:
-                length = trace.documents[0].input_length + target.shape[1] - 1
+                # Without a mask: nothing is padding, and a model with M-RoPE would count its positions by the mask.
                 rest = self.model(
                     input_ids=target[:, :-1],
-                    attention_mask=torch.ones(1, length, dtype=torch.long, device=target.device),
                     **{CACHE_NAME: getattr(first, CACHE_NAME)},
                     use_cache=True,
                 )
@@ -206,6 +224,14 @@ class PrunedLlava:
             return decoding
         return replace(decoding, until=(*decoding.until, stop))
 
+    def _whole(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation with its system prompt, and with its pictures where `<image>` tags of the text say so."""
+        system = self.acting_system_prompt
+        whole = list(messages)
+        if system and not (whole and whole[0].role == "system"):
+            whole.insert(0, Message("system", (("text", system),)))
+        return whole if self.family.placeholder == IMAGE_TAG else [untagged(message) for message in whole]
+
     def _prompt(self, messages: Sequence[Message]) -> str:
         return render(self._template, messages, self.processor)
 
@@ -219,7 +245,14 @@ class PrunedLlava:
             if self.plan.picture is not None:
                 stack.enter_context(self.family.smaller_pictures(self.plan.picture.tokens))
             yield stack.enter_context(
-                prune(self.model, self.plan, ranks=ranks, seed=self.seed, question=encoded.question)
+                prune(
+                    self.model,
+                    self.plan,
+                    ranks=ranks,
+                    seed=self.seed,
+                    question=encoded.question,
+                    image_sizes=encoded.image_sizes,
+                )
             )
 
     def _generated(self, ids: torch.Tensor) -> int:

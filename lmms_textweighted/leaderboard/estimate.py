@@ -185,7 +185,7 @@ def _task_cost(task: Task, plan: Plan, made: Estimate) -> Cost:
 def _step_flops(shape: DecoderShape, seen: Sequence[int]) -> int:
     """One decoding step whose token sees `seen` keys in each layer, itself among them."""
     width = shape.heads * shape.head_dim
-    return sum(layer_flops(shape, 1) + 4 * width * (keys - 1) for keys in seen)
+    return sum(layer_flops(shape, 1, layer=n) + 4 * width * (keys - 1) for n, keys in enumerate(seen))
 
 
 def _step_bytes(shape: DecoderShape, seen: Sequence[int], element_size: int, batch: int) -> int:
