@@ -15,7 +15,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-latest regress bench lint format lock audit dist clean
+.PHONY: demo test test-fast test-slow test-latest regress bench lint format lock audit dist clean
 
 # $(1): an environment's bin folder, $(2): a folder for the results.
 # lmms-eval exits with 0 even when it failed: its results file says whether it did.
@@ -41,6 +41,9 @@ test: lint regress  ## ruff, mypy, import contracts, the regression subset and t
 
 test-fast: .venv/.tested  ## the tests that take seconds
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m "not slow"
+
+test-slow: .venv/.tested  ## every test, also those marked nightly, and 1,000 examples of each property instead of 100
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) --nightly
 
 test-latest:  ## the newest of everything that the bounds allow, in .venv-latest: see latest/versions.txt
 	rm -rf .venv-latest latest

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import (
     BatchFeature,
     CLIPVisionConfig,
@@ -39,12 +40,44 @@ from tests.oracles import (
     removed_by,
 )
 
+# What hypothesis draws of each property: 100 examples in `make test`, 1,000 in `make test-slow`, the same each time.
+for _name, _examples in (("test", 100), ("nightly", 1000)):
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
 IMAGE = "image"
 VOCABULARY = 64
 IMAGE_TOKEN = VOCABULARY - 1
 WEIGHT_STD = 0.25
 
 Prompt = Sequence[int | str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", action="store_true", help="also the tests marked nightly, and 1,000 examples of each property"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test module is imported: `settings(...)` there takes what it does not say from the profile in force.
+    settings.load_profile("nightly" if config.getoption("--nightly") else "test")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--nightly"):
+        return
+    skip = pytest.mark.skip(reason="takes too long for `make test`: pytest --nightly, or `make test-slow`")
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(skip)
+
 
 # The scorers whose scores alone decide: a budget's tokens are the best, in their order. The others choose sets.
 BY_SCORE = [name for name, scorer in SCORERS.items() if scorer.keeps_the_best]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import (
@@ -177,14 +177,10 @@ def test_onevision_with_every_picture_of_a_prompt_cut(small_anyres, rows, attn, 
     assert tokens == [masked_generate(model, inputs, removed, 4)]
 
 
-SEARCH = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
 pictures = st.tuples(st.integers(20, 120), st.integers(20, 120))
 prompts = st.lists(st.one_of(st.integers(1, 6), pictures), min_size=1, max_size=5).map(lambda parts: (*parts, 3))
 
 
-@SEARCH
 @given(
     family=st.sampled_from(FAMILIES),
     prompt=prompts,

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_textweighted import geometry_of, prune
@@ -19,7 +19,8 @@ from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry, cost
 from lmms_textweighted.methods.uniform import LAST_ROW, UNIFORM
 from tests.conftest import IMAGE, build_llava, make_inputs
 
-SOLVED = [name for name in method_names() if find_method(name).takes_budget]
+# `downsample`, whose pictures have squares of tokens alone, has tests of its own.
+SOLVED = [name for name in method_names() if find_method(name).removes]
 
 
 class Pyramid(Method):
@@ -70,7 +71,6 @@ def value_of(kind: str, geometry: Geometry, stages) -> float:
     return flops(geometry, entering) / flops(geometry, [geometry.image_tokens] * geometry.layers)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     layers=st.integers(4, 40),
     image=st.integers(1, 200),

@@ -143,7 +143,7 @@ def test_scores_in_records_are_read_and_clusters_widen_the_interval(tmp_path):
     low, high = mean_interval(scores, [record["video"] for record in records])
     assert (found["unpruned"].low, found["unpruned"].high) == pytest.approx((100 * low, 100 * high))
     assert high - low > np.diff(mean_interval(scores))[0]
-    assert found["text_weighted@64"].test == "paired cluster bootstrap"
+    assert found["text_weighted@64"].test == "paired cluster permutation"
 
 
 def test_an_aggregate_that_is_no_mean_has_no_interval_and_says_why(tmp_path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import (
@@ -90,7 +90,6 @@ def test_pictures_of_any_size_get_the_packages_pixels(published):
     sides = st.integers(1, 200)
     grids = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6)
 
-    @settings(max_examples=300, deadline=None, derandomize=True)
     @given(st.lists(st.tuples(sides, sides), min_size=1, max_size=3), st.sampled_from(ASPECT_RATIOS), grids)
     def check(sizes, aspect_ratio, squares):
         images = [picture(size) for size in sizes]

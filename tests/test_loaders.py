@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlamaConfig
@@ -621,7 +621,6 @@ def pieces_tokenizer(tower: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return load_tokenizer(folder), sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.sampled_from(["", "What", "is", "\n", "red", "A.", "?", "é", "汉", "\t", "USER:", "<image>"]), max_size=8

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_textweighted.engine.plan import Plan, Stage
@@ -15,10 +15,6 @@ from lmms_textweighted.families.attach import prune
 from lmms_textweighted.methods import SCORERS
 from tests.conftest import BY_SCORE, IMAGE, make_inputs, one_row
 from tests.oracles import masked_logits, removed_by
-
-SEARCH = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
 
 shapes = st.fixed_dictionaries(
     {
@@ -60,7 +56,6 @@ def tokens_per_image(shape) -> int:
     return (shape["image_size"] // 14) ** 2
 
 
-@SEARCH
 @given(data=st.data(), shape=shapes, prompt=image_prompts, seed=st.integers(0, 50))
 def test_removal_is_masking(small_llava, data, shape, prompt, seed):
     model = small_llava(**shape)
@@ -72,7 +67,6 @@ def test_removal_is_masking(small_llava, data, shape, prompt, seed):
     torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=0)
 
 
-@SEARCH
 @given(data=st.data(), shape=shapes, batch=prompts, seed=st.integers(0, 50), extra=st.integers(0, 5))
 def test_a_batch_equals_its_rows(small_llava, data, shape, batch, seed, extra):
     model = small_llava(**shape)
@@ -103,7 +97,6 @@ def test_a_batch_equals_its_rows(small_llava, data, shape, batch, seed, extra):
             assert a.ranks.effective == pytest.approx(b.ranks.effective, rel=1e-3)
 
 
-@SEARCH
 @given(data=st.data(), shape=shapes, prompt=image_prompts, seed=st.integers(0, 50))
 def test_the_kept_set_has_its_size_its_order_and_the_best_scores(small_llava, data, shape, prompt, seed):
     model = small_llava(**shape)
@@ -124,7 +117,6 @@ def test_the_kept_set_has_its_size_its_order_and_the_best_scores(small_llava, da
         candidates = kept
 
 
-@SEARCH
 @given(
     shape=shapes,
     prompt=image_prompts,

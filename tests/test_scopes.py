@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lmms_textweighted.engine.fanout import continue_prefix
@@ -39,9 +39,6 @@ from tests.test_pruner import answers, plan_of
 
 every_attention = pytest.mark.parametrize("attn", ["eager", "sdpa"])
 every_family = pytest.mark.parametrize("family", FAMILIES)
-SEARCH = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
 
 SQUARE, STRIP, SMALL, TOWER = (50, 50), (30, 200), (33, 47), (200, 30)  # 51, 22, 24 and 27 tokens
 BUDGETS = {
@@ -213,7 +210,6 @@ def test_a_stage_above_the_one_in_front_is_a_mistake_where_sizes_are_fixed(small
         model(**make_inputs(model, [(3, IMAGE, IMAGE, 6)]))
 
 
-@SEARCH
 @given(
     sizes=st.lists(st.integers(0, 12), max_size=4),
     keep=st.one_of(st.integers(0, 40), st.floats(0.01, 1), st.sampled_from([0.1, 0.29, 0.5, 0.7])),
@@ -425,7 +421,6 @@ def test_a_plans_scopes_are_in_its_description():
     assert make_plan().to_dict() == make_plan(text_scope="after", keep_scope="image").to_dict()
 
 
-@SEARCH
 @given(
     prompt=st.lists(st.one_of(st.integers(1, 5), st.just(IMAGE)), min_size=1, max_size=6),
     text_scope=st.sampled_from(TEXT_SCOPES),

@@ -11,7 +11,7 @@ import inspect
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -376,13 +376,9 @@ def test_scopes(models, kind, keep_scope, text_scope):
     assert tokens == [masked_generate(model, inputs, removed, 4)]
 
 
-SEARCH = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
-)
 prompts = st.lists(st.one_of(st.integers(1, 6), st.sampled_from([*TOKENS])), min_size=1, max_size=5)
 
 
-@SEARCH
 @given(
     kind=st.sampled_from(KINDS),
     batch=st.lists(prompts.map(lambda parts: (*parts, 3)), min_size=1, max_size=3),

@@ -87,14 +87,17 @@ def layer_flops(shape: DecoderShape, tokens: int, *, layer: int = 0, causal: boo
     return projections + 4 * pairs * query + mlp
 
 
-def scoring_flops(shape: DecoderShape, rows: int, tokens: int, *, projected: bool = False) -> int:
+def scoring_flops(
+    shape: DecoderShape, rows: int, tokens: int, *, projected: bool = False, keys_only: bool = False
+) -> int:
     """FLOPs of `rows` attention rows over `tokens` tokens, computed beside the model's own attention: 2 R n h.
 
     projected: with the queries, keys and values of a layer that has not run, 2 n d (h + 2 h_kv), as PyramidDrop needs.
+    keys_only: no row is computed, the keys are gone through once, two operations an element: 2 n h_kv, as DART needs.
     """
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     projections = 2 * tokens * shape.hidden * (query + 2 * key) if projected else 0
-    return 2 * rows * tokens * query + projections
+    return 2 * tokens * (key if keys_only else rows * query) + projections
 
 
 def layer_bytes(shape: DecoderShape, tokens: int, element_size: int, batch: int = 1) -> int:

@@ -25,7 +25,7 @@ from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.plan import Plan
-from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read
+from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read, wants_keys
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
@@ -33,7 +33,12 @@ from lmms_textweighted.errors import PlanError
 
 
 def can_share(plan: Plan) -> bool:
-    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never."""
+    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never.
+
+    Not with pictures of another size: the prefix is of the model's own.
+    """
+    if plan.picture is not None:
+        return False
     return not plan.stages or (
         len(plan.stages) == 1
         and plan.positions == "keep"
@@ -150,10 +155,12 @@ def run_prefix(
         for scorer in scorers:
             if scorer.reads is not Rows.NONE and len(image):
                 rows = rows_read(scorer.reads, layout, 0, image, text)
-                attention = attention_rows(
-                    query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
-                )
-                flat = key[0].transpose(0, 1).flatten(1).float() if scorer.needs_keys else None
+                attention = None
+                if scorer.reads is not Rows.KEYS:
+                    attention = attention_rows(
+                        query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
+                    )
+                flat = key[0].transpose(0, 1).flatten(1).float() if wants_keys(scorer) else None
                 found, _ = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
                 scores[scorer] = found.to(layout.image.device)
 

@@ -171,9 +171,15 @@ class _Session:
             prompts = unknown_text(hidden, attention_mask)
         scope = self.plan.text_scope if self.plan.stages else "after"
         layout = find_layout(prompts, hidden.device, scope, _by_row(self.question, "question masks", rows))
-        if self.splice.tokens_per_image is not None and self.plan.keep_scope == "image":
+        picture = self.plan.picture
+        if picture is not None or (self.splice.tokens_per_image is not None and self.plan.keep_scope == "image"):
             for size in {size for sizes in layout.image_sizes for size in sizes}:
-                self.plan.check(len(self.layers), size)
+                if picture is not None and size != picture.tokens:
+                    raise PlanError(
+                        f"plan {self.plan.name!r} is for pictures of {picture.tokens} tokens, but one has {size}: "
+                        f"prepare them inside of families.downsample.downsampled"
+                    )
+                self.plan.check(len(self.layers), size if picture is None else picture.of)
         return Prefill(self.plan, layout, self.decoder, self.shape, keys=self._keys(prompts), seed=self.seed)
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -38,10 +38,10 @@ class Splice(ABC):
 
 
 @contextmanager
-def replaced(owner: Any, name: str, function: Callable) -> Iterator[None]:
-    """While open, `owner.name` is `function`; afterwards it is what it was."""
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While open, `owner.name` is `value`; afterwards it is what it was."""
     own = vars(owner).get(name)
-    setattr(owner, name, function)
+    setattr(owner, name, value)
     try:
         yield
     finally:

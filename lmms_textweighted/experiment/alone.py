@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.experiment.outcomes import Outcome
 from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.inference.memory import alone
 from lmms_textweighted.prompts import Message
 
 
@@ -21,7 +23,7 @@ def answer_alone(
     judge: Callable[[str], tuple[float, bool]],
 ) -> Outcome:
     """One document under any plan. judge: as for `points.run_document`."""
-    (answer,) = replace(llava, plan=plan).generate([[message]], decoding, ranks=ranks)
+    (answer,) = alone(partial(replace(llava, plan=plan).generate, [[message]], decoding, ranks=ranks))
     score, exact = judge(answer.text)
     found = answer.trace.ranks
     return Outcome(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lmms_textweighted.experiment.grid import Point, check_points, make_points
 from lmms_textweighted.experiment.outcomes import Outcome
 from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
+from lmms_textweighted.inference.memory import alone, in_halves
 from lmms_textweighted.prompts import Message
 
 __all__ = ["Outcome", "Point", "check_points", "make_points", "run_document"]
@@ -78,16 +80,8 @@ def _shared(
     with torch.inference_mode():
         for (layer, scope), here in sorted(groups.items()):
             scorers = list(dict.fromkeys(point.stage.scorer for place in here if (point := points[place]).stage))
-            prefix = run_prefix(
-                llava.model,
-                encoded.inputs,
-                layer,
-                scorers,
-                seed=llava.seed,
-                text_scope=scope,
-                question=encoded.question[0],
-                image_sizes=encoded.image_sizes,
-            )
+            run = partial(run_prefix, llava.model, encoded.inputs, layer, scorers, seed=llava.seed, text_scope=scope)
+            prefix = alone(partial(run, question=encoded.question[0], image_sizes=encoded.image_sizes))
             for place, done, kept in _continue(llava, prefix, points, here, decoding, ranks):
                 lengths, images = row_lengths(prefix, shape, kept)
                 whole = [prefix.layout.lengths[0]] * shape.layers
@@ -130,9 +124,8 @@ def _continue(
     while order:
         size = max(1, TOKENS_A_BATCH // (len(kept[order[0]]) + text))
         batch, order = order[:size], order[size:]
-        done = continue_prefix(
-            llava.model, prefix, [kept[key] for key in batch], max_new_tokens=decoding.max_new_tokens, ranks=ranks
-        )
+        run = partial(continue_prefix, llava.model, prefix, max_new_tokens=decoding.max_new_tokens, ranks=ranks)
+        done = in_halves([kept[key] for key in batch], run, "kept sets of one document")
         for key, outcome in zip(batch, done, strict=True):
             for place in rows[key]:
                 yield place, outcome, len(kept[key])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
 
 from lmms_textweighted.engine.splice import Splice
+from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.written import Written
 from lmms_textweighted.prompts import IMAGE_TAG
 
@@ -101,6 +103,20 @@ class Family(ABC):
         if name not in self._others:
             self._others[name] = self.with_aspect_ratio(name)
         return self._others[name]
+
+    def smaller_processor(self, processor: Any, tokens: int) -> Any:
+        """A processor that prepares pictures as `processor` does, but so small that each gives `tokens` tokens.
+
+        Raises InputError where the model cannot take them.
+        """
+        raise InputError(
+            f"pictures cannot be downsampled for a {type(self.model).__name__}: only for a LLaVA-1.5 with a CLIP "
+            f"tower, whose pictures have one size, run by transformers (loader=hf)"
+        )
+
+    def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
+        """While open, the model takes what such a processor prepares. Raises InputError likewise."""
+        return nullcontext(self.smaller_processor(self.processor, tokens))
 
     # How prompts become tokens.
 

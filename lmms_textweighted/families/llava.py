@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Any
 
 from transformers import (
     BatchFeature,
-    CLIPImageProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
@@ -19,7 +19,8 @@ from transformers import (
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.base import IMAGE_TAG_ID, Pieces
-from lmms_textweighted.families.images import LlavaImageProcessor
+from lmms_textweighted.families.downsample import smaller_pictures, smaller_processor
+from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
 from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY, trained_template
 from lmms_textweighted.families.loading import Loaded, LoadOptions
 from lmms_textweighted.families.pieces import check_offsets, llava_pieces, padded
@@ -67,6 +68,12 @@ class LlavaFamily(TransformersFamily):
     def with_aspect_ratio(self, name: str) -> Any:
         return with_aspect_ratio(self.processor, name)
 
+    def smaller_processor(self, processor: Any, tokens: int) -> Any:
+        return smaller_processor(self.model, processor, tokens)
+
+    def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
+        return smaller_pictures(self.model, tokens)
+
     def encode(
         self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
     ) -> BatchFeature:
@@ -112,22 +119,3 @@ def with_aspect_ratio(processor: Any, aspect_ratio: str) -> Any:
     changed.image_processor = image_processor
     changed.image_aspect_ratio = aspect_ratio
     return changed
-
-
-def plain_image_processor(image_processor: Any) -> Any:
-    """CLIP's preparation of one square tile, with this processor's numbers."""
-    if isinstance(image_processor, LlavaImageProcessor):
-        return image_processor.image_processor
-    if type(image_processor).__name__.startswith("CLIP"):
-        return image_processor
-    names = (
-        "size",
-        "crop_size",
-        "image_mean",
-        "image_std",
-        "resample",
-        "rescale_factor",
-        "do_center_crop",
-        "do_resize",
-    )
-    return CLIPImageProcessor(**{name: getattr(image_processor, name) for name in names})

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from lmms_textweighted.harness.summary import Summary
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.harness.visuals import asked_in_front, chat_message, check_examples, pictures
 from lmms_textweighted.inference import Answer, PrunedLlava, geometry_of
+from lmms_textweighted.inference.memory import alone, in_halves
 from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.pictures import strict_pillow
@@ -75,6 +77,7 @@ class LlavaTextweighted(lmms):
             self.geometry = geometry_of(self.llava.model)
             self.settings.check(self.geometry)
             self.llava.plan = self.settings.plan(self.geometry)
+            self.llava.check_pictures(self.llava.plan)
             if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
@@ -174,7 +177,7 @@ class LlavaTextweighted(lmms):
                     # In front of it stands lmms-eval's target_delimiter, a space, which templates write themselves.
                     continuation = str(target if isinstance(target, str) else target(document)).lstrip()
                     message = user_message(context, pictures(doc_to_visual(document)))
-                    loss, greedy, _ = self.llava.loss([message], continuation)
+                    loss, greedy, _ = alone(partial(self.llava.loss, [message], continuation))
                     results.append(GenerationResult(text=Scored((loss, greedy))))
         return results
 
@@ -227,13 +230,11 @@ class LlavaTextweighted(lmms):
             decoding, ranks = split_generation_kwargs(prepared[0][1], self.llava.family.max_new_tokens)
             check_acts(prepared[0][1], decoding, self._asked_decoding)
             began = time.perf_counter()
+            ranks, ratio = ranks or self.settings.ranks, self._aspect_ratio(prepared[0][1])
+
+            answer_all = partial(self.llava.generate, decoding=decoding, ranks=ranks, image_aspect_ratio=ratio)
             try:
-                answers = self.llava.generate(
-                    [messages for messages, _, _ in prepared],
-                    decoding,
-                    ranks=ranks or self.settings.ranks,
-                    image_aspect_ratio=self._aspect_ratio(prepared[0][1]),
-                )
+                answers = in_halves([messages for messages, _, _ in prepared], answer_all, f"rows ({_where(*batch)})")
             except PromptError as error:
                 with ending_the_run(_where(batch[error.row])):
                     raise

@@ -109,7 +109,8 @@ class Settings:
             image_tokens = None
         self.plan(geometry).check(geometry.layers, image_tokens)
         budget = self.budget()
-        if not find_method(self.strategy).removes and (self.pruning_layer is not None or budget is not None):
+        method = find_method(self.strategy)
+        if not method.removes and not method.takes_budget and (self.pruning_layer is not None or budget is not None):
             stated = make_plan(
                 DEFAULT_STRATEGY,
                 pruning_layer=self.pruning_layer,

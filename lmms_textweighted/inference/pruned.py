@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +89,11 @@ class PrunedLlava:
         """The number of tokens of every image, where the checkpoint fixes it."""
         return self.family.tokens_per_image
 
+    def check_pictures(self, plan: Plan) -> None:
+        """Raise InputError where the model cannot take pictures of the size that a plan has."""
+        if plan.picture is not None:
+            self.family.smaller_processor(self.processor, plan.picture.tokens)
+
     @property
     def acting_system_prompt(self) -> str | None:
         """What stands in front of a conversation without a system message of its own."""
@@ -104,13 +110,15 @@ class PrunedLlava:
         question: bool = False,
         image_aspect_ratio: str | None = None,
     ) -> Encoded:
-        """Prompts and pictures -> the model's inputs on its device, padded on the left.
+        """Prompts and pictures -> the model's inputs on its device, padded on the left. Pictures have the plan's size.
 
         question: also find each prompt's question. image_aspect_ratio: for this batch, instead of `processor`'s.
         Raises PromptError for a prompt that cannot be used: longer than the model's context, or tags and pictures that
         disagree; InputError when a stated length is not the input's.
         """
         processor = self.family.processor_for(image_aspect_ratio)
+        if self.plan.picture is not None:
+            processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
         conversations = [self._whole(messages) for messages in conversations]
         prompts, images = [], []
         for row, messages in enumerate(conversations):
@@ -171,7 +179,7 @@ class PrunedLlava:
             text = self.processor.tokenizer.decode(new[:count], skip_special_tokens=True)
             document = trace.documents[row * decoding.num_beams]
             prepared = image_aspect_ratio or self.image_aspect_ratio
-            answers.append(Answer(cut(text, decoding.until), document.full_length, count, document, prepared, timing))
+            answers.append(Answer(cut(text, decoding.until), document.input_length, count, document, prepared, timing))
         return answers
 
     def loss(self, messages: Sequence[Message], continuation: str) -> tuple[float, bool, DocumentTrace]:
@@ -231,15 +239,21 @@ class PrunedLlava:
     def _template(self) -> str:
         return check_template(self.template or self.family.default_template())
 
-    def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Any:
-        return prune(
-            self.model,
-            self.plan,
-            ranks=ranks,
-            seed=self.seed,
-            question=encoded.question,
-            image_sizes=encoded.image_sizes,
-        )
+    @contextmanager
+    def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Iterator[Trace]:
+        with ExitStack() as stack:
+            if self.plan.picture is not None:
+                stack.enter_context(self.family.smaller_pictures(self.plan.picture.tokens))
+            yield stack.enter_context(
+                prune(
+                    self.model,
+                    self.plan,
+                    ranks=ranks,
+                    seed=self.seed,
+                    question=encoded.question,
+                    image_sizes=encoded.image_sizes,
+                )
+            )
 
     def _generated(self, ids: torch.Tensor) -> int:
         """Number of generated tokens, the end token included and the padding behind a stopped row not."""

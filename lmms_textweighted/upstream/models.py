@@ -65,6 +65,18 @@ def _config() -> bool:
     return (config.image_token_id, config.image_seq_length, text.num_hidden_layers) == (_IMAGE, 4, 1)
 
 
+@MODELS(
+    "model.model.vision_tower of a LLaVA takes interpolate_pos_encoding=, and config.image_seq_length may change",
+    "families.downsample",
+)
+def _smaller_pictures() -> bool:
+    import torch
+
+    with torch.inference_mode():
+        features = llava().model.vision_tower(torch.zeros(1, 3, 4, 4), interpolate_pos_encoding=True)
+    return features.last_hidden_state.shape[1] == 2  # the class token's and one patch's
+
+
 @MODELS("model.get_decoder(): the module with the layers", "engine.decoder")
 def _decoder() -> bool:
     return len(llava().get_decoder().layers) == 1
