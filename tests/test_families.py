@@ -13,6 +13,7 @@ from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.attach import prune, run_prefix
 from lmms_textweighted.families.known import FAMILIES, splice_of
 from lmms_textweighted.families.processor_family import ProcessorFamily
+from lmms_textweighted.inference import geometry_of
 from lmms_textweighted.methods import SCORERS, make_plan
 from tests.conftest import assert_batch_equals_rows, assert_stages
 from tests.oracles import Places, expected_ranks, expected_stages, masked_logits, removed_by, run_masked
@@ -83,6 +84,36 @@ def test_removal_equals_masking_at_the_prefill_and_at_every_step(kind, model, st
         assert tokens[0].tolist() == whole.argmax(dim=-1).tolist()
         unpruned = run_masked(model, inputs, {}, tokens[0, :-1].tolist()).logits[0, -STEPS:]
         assert (whole - unpruned).abs().max() > 0.01  # removal matters
+
+
+def test_removal_before_the_first_layer_equals_masking(kind, model):
+    """No layer sees them, and DeepStack's first features go with them."""
+    prompt = prompts_of(kind)[1]
+    inputs = inputs_of(kind, [prompt], first=1)
+    with prune(model, Plan("test", (Stage(SCORERS["random"], -1, keep_tokens=4),))) as trace:
+        tokens, logits = generated(model, inputs)
+    removed = removed_by(trace.documents[0])
+    assert len(removed[-1]) == trace.documents[0].image_tokens - 8
+    whole = run_masked(model, inputs, removed, tokens[0, :-1].tolist()).logits[0, -STEPS:]
+    torch.testing.assert_close(logits[0].double(), whole, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["random_pre", "pool", "dart", "pyramiddrop", "sparsevlm_plus"])
+def test_other_methods_give_a_batch_its_rows_answers(kind, strategy):
+    """Renumbered positions, merged tokens, keys and several stages."""
+    model, prompts = model_of(kind), prompts_of(kind)
+    staged = strategy in ("pyramiddrop", "sparsevlm_plus")
+    budget = {"keep_ratio": 0.25} if staged else {"keep_tokens": 4}
+    plan = make_plan(strategy, geometry=geometry_of(model), **budget)
+    with prune(model, plan):
+        together, _ = generated(model, inputs_of(kind, prompts))
+    for row, prompt in enumerate(prompts):
+        with prune(model, plan) as trace:
+            alone, logits = generated(model, inputs_of(kind, [prompt], first=row))
+        assert alone[0].tolist() == together[row].tolist()
+        assert torch.isfinite(logits).all()
+        (document,) = trace.documents
+        assert document.kept_tokens < document.image_tokens or not document.image_tokens
 
 
 def test_ranks_are_those_of_the_masked_models_last_layer(kind, model):
