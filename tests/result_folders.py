@@ -71,7 +71,7 @@ def write_run(
     **changes: Any,
 ) -> Path:
     """`folder` with one run: task -> each document's logged metric. value: aggregates that are not the mean."""
-    ours = model == "llava_textweighted"
+    ours = model in ("llava_textweighted", "vlm_textweighted")
     settings = settings_of(strategy, keep, **changes)
     arguments = model_args or (f"pretrained=tiny,strategy={strategy},keep_tokens={keep}" if ours else "pretrained=tiny")
     place = folder / "tiny"

@@ -264,6 +264,16 @@ def test_lmms_evals_own_model_stands_beside_ours_as_unpruned(tmp_path):
         compare_runs([tmp_path])
 
 
+def test_both_names_of_our_model_are_ours(tmp_path):
+    write_run(tmp_path / "a", {"gqa": hits(0.9)}, strategy="none", model="vlm_textweighted")
+    write_run(tmp_path / "b", {"gqa": hits(0.8)}, model="llava_textweighted")
+    write_run(tmp_path / "c", {"gqa": hits(0.7)}, keep=16, model="vlm_textweighted")
+    comparison = compare_runs([tmp_path])
+    assert comparison.reference == "unpruned"
+    assert [row.figures.kept for row in comparison.rows] == [576, 64, 16]
+    assert not any("not a model of this project" in note for note in comparison.notes)
+
+
 def test_a_sweeps_points_are_rows_and_stand_beside_runs(tmp_path):
     whole = hits(0.9)
     write_sweep(tmp_path / "sweep", {("none", None): whole, ("fastv", 64): whole, ("fastv", 16): hits(0.3, 1)})

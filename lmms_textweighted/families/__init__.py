@@ -1,7 +1,7 @@
 """Checkpoint -> model and processor, whatever its format.
 
-`loading` says what can be asked for, `llava` loads transformers' checkpoints, `liuhaotian` those of the original
-`llava` package, with that package or without it.
+`loading` says what can be asked for, `llava` loads transformers' LLaVAs, `processor_family` its other kinds, and
+`liuhaotian` checkpoints of the original `llava` package, with that package or without it.
 """
 
 from __future__ import annotations
