@@ -228,7 +228,8 @@ def _folded() -> bool:
 
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
     text = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": rope}
-    embedding = Qwen2_5_VLRotaryEmbedding(Qwen2_5_VLConfig(text_config=text).text_config)
+    config: Any = Qwen2_5_VLConfig(text_config=text)
+    embedding = Qwen2_5_VLRotaryEmbedding(config.text_config)
     hidden, flat = torch.zeros(1, 3, 16), torch.arange(3)[None]
     axes = [embedding(hidden, positions) for positions in (flat.expand(3, 1, 3), flat)]
     return axes[0][0].shape == (1, 3, 8) and all(torch.equal(a, b) for a, b in zip(*axes, strict=True))
