@@ -142,6 +142,9 @@ def fill_weights(model: Any, seed: int, *, vectors: bool = False, never: Sequenc
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 or (vectors and "norm" not in name):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * WEIGHT_STD)
+        elif "class_embedding" in name:  # else it is what the model drew when it was made, another one in every run
+            own = torch.Generator().manual_seed(seed)
+            parameter.copy_(torch.randn(parameter.shape, generator=own) * WEIGHT_STD)
     model.lm_head.weight[list(never)] = 0
     model.generation_config.update(do_sample=False, pad_token_id=0, eos_token_id=None, bos_token_id=None)
 
