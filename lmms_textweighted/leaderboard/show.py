@@ -71,8 +71,9 @@ def _tasks(matrix: Matrix, made: Estimate) -> Table:
 
 
 def _runs(runs: Sequence[Run], made: Estimate, states: States) -> Table:
-    table = Table(title="the runs, each over all tasks", title_justify="left")
-    _columns(table, "run", "tokens kept", "equivalent", "FLOPs", "PFLOP", "hours", "state")
+    # Without padding beside the lines: the longest names and all figures in 80 columns.
+    table = Table(title="the runs, each over all tasks", title_justify="left", padding=0)
+    _columns(table, "run", "tokens\nkept", "equi-\nvalent", "FLOPs", "PFLOP", "hours", "state")
     full = sum(made.unpruned.values(), Cost()).prefill
     for run, cost in zip(runs, made.runs, strict=True):
         table.add_row(
