@@ -49,7 +49,7 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
             )
         if options.vision_tower:
             raise InputError(
-                "vision_tower is for checkpoints in liuhaotian format: this one brings its own, leave it out"
+                f"vision_tower is {options.vision_tower!r}, which is for checkpoints in liuhaotian format: this one brings its own, leave it out"
             )
         return llava.load(pretrained, folder, config, options)
     local = local_folder(folder, options.revision)

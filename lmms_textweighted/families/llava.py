@@ -54,7 +54,9 @@ def load(pretrained: str, folder: str, config: dict[str, Any], options: LoadOpti
         )
         processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"checkpoint {pretrained!r} cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(
+            f"checkpoint {pretrained!r} cannot be loaded ({first_line(error)}): is the download whole?"
+        ) from error
     check_complete(pretrained, info["missing_keys"])
     processor.tokenizer.padding_side = "left"
     # A converted checkpoint remembers how its pictures were prepared; transformers has no place for that.

@@ -34,7 +34,9 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in names]
         if (folder / name).is_file():
             return [folder / name]
-    raise CheckpointError(f"checkpoint {str(folder)!r} has no weights: neither {_SAFETENSORS} nor {_BIN}")
+    raise CheckpointError(
+        f"checkpoint {str(folder)!r} has no weights: neither {_SAFETENSORS} nor {_BIN}: is the download whole?"
+    )
 
 
 def _listed(index: Path) -> list[str]:
@@ -58,7 +60,7 @@ def load_problem(error: BaseException) -> str:
     """
     if "weights_only" in str(error):
         return "it holds more than tensors, and is not unpickled further: get its safetensors"
-    return first_line(error)
+    return f"{first_line(error)}: is the download whole?"
 
 
 def notice_pickles(folder: Path) -> None:

@@ -108,7 +108,8 @@ class PrunedLlava:
                 tags = prompt.count(self.family.placeholder)
                 if tags != len(pictures):
                     raise InputError(
-                        f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures"
+                        f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures: "
+                        f"give one for each"
                     )
                 voters.append(
                     question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
