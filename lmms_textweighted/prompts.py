@@ -99,6 +99,17 @@ def make_message(role: str, pieces: Sequence[tuple[str, Any]]) -> Message:
     return Message(role, (("text", text),), images)
 
 
+def untagged(message: Message) -> Message:
+    """The same turn with pictures as pieces where its text has `<image>` tags: for templates with tags of their own."""
+    if not message.tagged:
+        return message
+    texts = "".join(value for kind, value in message.content if kind == "text").split(IMAGE_TAG)
+    pieces: list[tuple[str, Any]] = [("text", texts[0])]
+    for picture, text in zip(message.tagged, texts[1:], strict=True):
+        pieces += [("image", picture), ("text", text)]
+    return Message(message.role, tuple(piece for piece in pieces if piece != ("text", "")))
+
+
 def user_message(text: str, images: Sequence[Any]) -> Message:
     """A question with its pictures in front, or where its own `<image>` tags stand."""
     return make_message("user", [*(("image", image) for image in images), ("text", text)])

@@ -27,6 +27,8 @@ def float64_copy(model: Any) -> Any:
     """The model in float64 with eager attention."""
     twin = copy.deepcopy(model).double()
     twin.set_attn_implementation("eager")
+    if getattr(model.config.get_text_config(), "num_experts", None):
+        twin.set_experts_implementation("eager")  # the grouped product has no float64
     return twin
 
 
@@ -42,8 +44,8 @@ def splicing_copy(model: Any) -> Any:
 
 
 def decoder_of(model: Any) -> Any:
-    """The decoder: transformers' LLaVAs keep it beside the vision tower, the `llava` package's models are one."""
-    return getattr(model.model, "language_model", model.model)
+    """The decoder: transformers' models keep it beside the vision tower, the `llava` package's models are one."""
+    return getattr(model.model, "language_model", getattr(model.model, "text_model", model.model))
 
 
 @contextmanager
@@ -85,6 +87,11 @@ def run_masked(model: Any, inputs: Mapping[str, Any], removed: Removed, ids: Seq
         whole = {name: value for name, value in inputs.items() if name != "pixel_values"}
         whole["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
         whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            kinds = inputs["mm_token_type_ids"]
+            whole["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(1, len(ids))], dim=1)
+        if hasattr(twin.model, "rope_deltas"):  # left by the prompt before
+            twin.model.rope_deltas = None
         if "pixel_values" in inputs:
             whole["pixel_values"] = inputs["pixel_values"].double()
     with torch.no_grad(), masking(twin, removed):

@@ -30,8 +30,11 @@ def settings_of(strategy: str, keep: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def counts_of(settings: dict[str, Any], keep: int) -> dict[str, Any]:
-    """The budget figures of one logged sample: after layer 2, `keep` of 576 image tokens are left."""
+def counts_of(settings: dict[str, Any], keep: int, seconds: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The budget figures of one logged sample: after layer 2, `keep` of 576 image tokens are left.
+
+    seconds: of the prefill, and of the selection in it; runs of older versions have none.
+    """
     kept = TOKENS if settings["strategy"] == "none" else keep
     equivalent = (3 * TOKENS + (LAYERS - 3) * kept) / LAYERS
     return {
@@ -41,6 +44,8 @@ def counts_of(settings: dict[str, Any], keep: int) -> dict[str, Any]:
         "equivalent_tokens": equivalent,
         "flops_ratio": equivalent / TOKENS,
         "kv_bytes": int(1024 * equivalent),
+        **({} if seconds is None else {"prefill_seconds": seconds[0], "selection_seconds": seconds[1]}),
+        **({} if seconds is None else {"selection_flops_ratio": 0.0125}),
         "settings": settings,
     }
 
@@ -62,10 +67,11 @@ def write_run(
     version: float = 1.0,
     date: str = "20260101_000000",
     model_args: str | None = None,
+    seconds: tuple[float, float] | None = None,
     **changes: Any,
 ) -> Path:
     """`folder` with one run: task -> each document's logged metric. value: aggregates that are not the mean."""
-    ours = model == "llava_textweighted"
+    ours = model in ("llava_textweighted", "vlm_textweighted")
     settings = settings_of(strategy, keep, **changes)
     arguments = model_args or (f"pretrained=tiny,strategy={strategy},keep_tokens={keep}" if ours else "pretrained=tiny")
     place = folder / "tiny"
@@ -88,7 +94,7 @@ def write_run(
                 "doc_id": first + number,
                 "target": targets.format(first + number),
                 "filtered_resps": "A",
-                "token_counts": [counts_of(settings, keep)] if ours else [None],
+                "token_counts": [counts_of(settings, keep, seconds)] if ours else [None],
                 "doc_hash": "the same for every document",
                 metric: one,
                 "input": prompts.format(first + number),

@@ -143,7 +143,7 @@ def test_scores_in_records_are_read_and_clusters_widen_the_interval(tmp_path):
     low, high = mean_interval(scores, [record["video"] for record in records])
     assert (found["unpruned"].low, found["unpruned"].high) == pytest.approx((100 * low, 100 * high))
     assert high - low > np.diff(mean_interval(scores))[0]
-    assert found["text_weighted@64"].test == "paired cluster bootstrap"
+    assert found["text_weighted@64"].test == "paired cluster permutation"
 
 
 def test_an_aggregate_that_is_no_mean_has_no_interval_and_says_why(tmp_path):
@@ -262,6 +262,16 @@ def test_lmms_evals_own_model_stands_beside_ours_as_unpruned(tmp_path):
     write_run(tmp_path / "c", {"gqa": hits(0.9)}, model="qwen", model_args="pretrained=hub/other")
     with pytest.raises(InputError, match="other checkpoint: hub/other"):
         compare_runs([tmp_path])
+
+
+def test_both_names_of_our_model_are_ours(tmp_path):
+    write_run(tmp_path / "a", {"gqa": hits(0.9)}, strategy="none", model="vlm_textweighted")
+    write_run(tmp_path / "b", {"gqa": hits(0.8)}, model="llava_textweighted")
+    write_run(tmp_path / "c", {"gqa": hits(0.7)}, keep=16, model="vlm_textweighted")
+    comparison = compare_runs([tmp_path])
+    assert comparison.reference == "unpruned"
+    assert [row.figures.kept for row in comparison.rows] == [576, 64, 16]
+    assert not any("not a model of this project" in note for note in comparison.notes)
 
 
 def test_a_sweeps_points_are_rows_and_stand_beside_runs(tmp_path):

@@ -9,11 +9,13 @@ from typing import ClassVar
 import pytest
 import torch
 
-from lmms_textweighted import prune
+from lmms_textweighted import geometry_of, make_plan, prune
+from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.fanout import can_share
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, RowWeighting, Scorer, Seen, choose_tokens
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.attach import run_prefix
 from lmms_textweighted.methods import SCORERS
 from lmms_textweighted.methods.uniform import uniform_weights
 from tests.conftest import IMAGE, make_inputs, one_row
@@ -44,6 +46,19 @@ class MergeLeft(Scorer):
             merged.append(Merged(sum(map(len, parts)) - 1, vector, torch.cat([left[-1:], left[:-1]])))
             start += size
         return Choice(torch.cat(parts), tuple(count + 1 for count in sizes), tuple(merged))
+
+
+@dataclass(frozen=True)
+class LongestKeys(Scorer):
+    """Keeps the image tokens with the largest |k|_1, and reads no attention."""
+
+    name: str = "longest_keys"
+    reads: Rows = Rows.KEYS
+
+    def score(self, seen: Seen):
+        assert seen.attention is None
+        norms = seen.keys.abs().sum(dim=-1)
+        return norms[seen.image], norms[seen.rows]
 
 
 def removals(trace, inputs) -> list[Removal]:
@@ -87,6 +102,7 @@ PLANS = {
     "image rows": lambda: Plan(
         "i", (Stage(RowWeighting("image_rows", uniform_weights, Rows.IMAGE), 1, keep_tokens=4),)
     ),
+    "keys": lambda: Plan("k", (Stage(LongestKeys(), 1, keep_tokens=4),)),
     "all rows": lambda: Plan("j", (Stage(RowWeighting("all_rows", uniform_weights, Rows.ALL), 1, keep_tokens=4),)),
 }
 
@@ -203,9 +219,38 @@ def test_the_selection_has_a_cost_of_its_own(small_llava):
     assert trace.documents[0].selection_flops == expected
 
 
+def test_a_scorer_of_keys_alone_costs_a_pass_over_them(small_llava):
+    """25 tokens, an absolute value and a sum for each element of the keys; DART's scores are no more, nor its rows."""
+    model = small_llava()
+    for plan in (PLANS["keys"](), make_plan("dart", keep_tokens=6, geometry=geometry_of(model))):
+        with prune(model, plan) as trace:
+            model(**make_inputs(model, [(3, IMAGE, 6), (7,)]))
+        first, text_only = trace.documents
+        shape = first.shape
+        assert first.selection_flops == 2 * 25 * shape.kv_heads * shape.head_dim
+        assert text_only.selection_flops == 0
+        assert first.stages[0].text.tolist() == list(range(19, 25))
+        assert len(first.stages[0].text_weights) == 6
+
+
+def test_a_scorer_of_keys_alone_is_given_those_of_its_layer(small_llava):
+    """Held against the model's own cache, which has the same keys; and a shared prefix scores alike."""
+    model = small_llava()
+    inputs = make_inputs(model, [(3, IMAGE, 6)])
+    keys = model(**inputs, use_cache=True)[CACHE_NAME].layers[1].keys[0]
+    expected = keys.abs().sum(dim=(0, 2))
+    with prune(model, PLANS["keys"]()) as trace:
+        model(**inputs)
+    (stage,) = trace.documents[0].stages
+    torch.testing.assert_close(stage.scores, expected[stage.candidates])
+    torch.testing.assert_close(stage.text_weights, expected[stage.text])
+    prefix = run_prefix(model, inputs, 1, [LongestKeys()])
+    torch.testing.assert_close(prefix.scores[LongestKeys()], stage.scores)
+
+
 def test_only_plans_that_scores_alone_decide_share_a_prefix():
     shared = {name for name, make in PLANS.items() if can_share(make())}
-    assert shared == {"image rows", "all rows"}
+    assert shared == {"image rows", "all rows", "keys"}
 
 
 @pytest.mark.parametrize(

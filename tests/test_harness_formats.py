@@ -12,6 +12,7 @@ from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summa
 from loguru import logger
 from PIL import Image
 
+from lmms_textweighted.families.liuhaotian.convert import convert
 from lmms_textweighted.harness.generation import asked_aspect_ratio
 from lmms_textweighted.harness.model import LlavaTextweighted, LlavaTextweightedChat
 from lmms_textweighted.harness.stops import RunEnded
@@ -82,6 +83,22 @@ def test_loaders_interfaces_and_batches_answer_alike(checkpoints: dict[str, str]
             for batch_size in ("1", "4"):
                 model = model_of(checkpoints[kind], chat=chat, loader=loader, batch_size=batch_size)
                 assert figures(ask(model)) == expected
+
+
+def test_smaller_pictures_answer_alike_in_both_formats(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """Converted in memory, and converted on disk and loaded by transformers alone; a package's model is refused."""
+    convert(checkpoints["1.5"], tmp_path / "hf")
+    small = {"strategy": "downsample", "keep_tokens": 5, "pruning_layer": None}
+    expected = ask(model_of(str(tmp_path / "hf"), **small))
+    for batch_size in ("1", "4"):
+        found = ask(model_of(checkpoints["1.5"], loader="hf", batch_size=batch_size, **small))
+        assert figures(found) == figures(expected)
+    data = [answer.token_counts.to_dict() for answer in expected]
+    assert [(d["image_tokens"], d["kept_tokens"]) for d in data] == [(16, 4), (32, 8), (0, 0), (32, 8)]
+    with pytest.raises(RunEnded, match=r"cannot be downsampled .*\(loader=hf\)"):
+        model_of(checkpoints["1.5"], loader="llava", **small)
+    with pytest.raises(RunEnded, match="an image's tokens depends on the picture"):
+        model_of(checkpoints["1.6"], loader="hf", **small)
 
 
 def test_what_acted_is_logged_with_every_answer(checkpoints: dict[str, str]) -> None:

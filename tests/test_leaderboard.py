@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -44,7 +45,8 @@ from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, read_g
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
-from lmms_textweighted.methods import SCORERS, make_plan
+from lmms_textweighted.methods import SCORERS, find_method, make_plan, method_names, preset_names
+from lmms_textweighted.methods.budget import LLAVA_15_7B
 from lmms_textweighted.parallel.locks import run_lock
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
@@ -655,6 +657,21 @@ def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_pat
     assert {path.suffix for path in runs[0].folder.parent.glob("leaderboard.*")} >= {".md", ".csv", ".tex", ".json"}
 
 
+@pytest.mark.parametrize(("name", "depth"), [("tiny", 8), ("llava15-7b", 32)])
+def test_the_ready_leaderboards_have_every_method_and_every_preset_that_the_model_takes(name, depth):
+    """And a plan for each run, at the model's depth."""
+    matrix = read_matrix(name)
+    runs = expand(matrix, output=Path("board"))
+    geometry = replace(LLAVA_15_7B, decoder=replace(LLAVA_15_7B.decoder, layers=depth))
+    for run in runs:
+        run.settings.plan(geometry).check(depth, 576)
+    counts = {run.method: [str(one.budget) for one in runs if one.method == run.method] for run in runs}
+    assert set(counts) == {*method_names(), *(preset_names() if depth == 32 else ())}
+    asked = [str(budget) for budget in matrix.budgets]
+    takes = [method for method in counts if find_method(method).takes_budget]
+    assert all(set(asked) <= set(counts[method]) for method in takes)
+
+
 @pytest.mark.slow
 def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monkeypatch, capsys, offline):
     monkeypatch.setenv("COLUMNS", "120")
@@ -663,7 +680,7 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     said = capsys.readouterr().out
     assert "214,354" in said
     assert "44,289" in said  # SEED-Bench's pictures: 14,233 questions with one, 3,757 with eight
-    assert "13 runs, 3,547,193 documents" in said
+    assert "114 runs, 31,106,154 documents" in said
     assert "at 8e+14 FLOP/s and 1e+12 bytes/s" in said
     assert "Arithmetic, not a measurement" in said
     commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b ")]

@@ -63,6 +63,7 @@ def seen_of(scorer: Scorer, view: View) -> Seen:
         Rows.NONE: [],
         Rows.LAST: [len(view.positions) - 1],
         Rows.TEXT: view.text,
+        Rows.KEYS: view.text,
         Rows.IMAGE: view.image,
         Rows.ALL: range(len(view.positions)),
     }[scorer.reads]
@@ -73,7 +74,7 @@ def seen_of(scorer: Scorer, view: View) -> Seen:
     return Seen(
         image=torch.tensor(view.image, dtype=torch.int64),
         rows=torch.tensor(list(rows), dtype=torch.int64),
-        attention=attention if rows else None,
+        attention=attention if rows and scorer.reads is not Rows.KEYS else None,
         sizes=tuple(map(len, view.images)),
         text=torch.tensor(view.text),
         positions=torch.tensor(view.positions),

@@ -61,6 +61,8 @@ def test_one_method_is_shown_with_its_formula_its_plan_and_its_cost(said, name):
     assert f"{cost.flops_ratio:.1%} of the prefill's FLOPs" in text
     assert data["formula"].strip()
     assert find_method(name).source in text
+    if plan.picture is not None:
+        assert f"the picture itself is smaller: {plan.picture.tokens} tokens in place of 576" in text
     for stage in plan.stages:
         place = "before layer 0" if stage.layer < 0 else f"after layer {stage.layer}"
         assert f"{place}: {cost.image_lengths[stage.layer + 1]} stay, by {stage.scorer.name}" in text

@@ -282,10 +282,47 @@ def test_settings_are_the_baselines_unless_it_is_updated(tmp_path):
     for options, message in (
         ({"num_samples": 0}, "num_samples is 0: .*greater than 0"),
         ({"keep_tokens": "x"}, "tokens is 'x'"),
+        ({"keep_tokens": "0"}, "keep_tokens.*greater than 0"),
+        ({"flops_ratio": "1.5"}, "of flops_ratio give shares above 0 and at most 1"),
+        ({"keep_ratio": "0.5", "keep_tokens": "64"}, "keep_tokens and keep_ratio given: give exactly one of"),
         ({"strategies": "fastw"}, "did you mean 'fastv'"),
     ):
         with pytest.raises(NotComparableError, match=message):
             regress(path, options, update=True)
+
+
+def _flops(*images: int) -> int:
+    """Of the embedded model's layers (128 wide, 384 in the MLP), each over so many image tokens and 64 of text."""
+    return sum(8 * n * 128**2 + 4 * n * n * 128 + 6 * n * 128 * 384 for n in (image + 64 for image in images))
+
+
+HALF = 0.5 * _flops(*[576] * 8)
+AFTER_2 = min(range(577), key=lambda kept: abs(_flops(*[576] * 3, *[kept] * 5) - HALF))
+SMALLER = min((side**2 for side in range(25)), key=lambda tokens: abs(_flops(*[tokens] * 8) - HALF))
+
+
+@pytest.mark.parametrize(
+    ("options", "point", "kept", "picture"),
+    [
+        ({"keep_tokens": "64"}, "fastv@64", 64, 64),
+        ({"keep_ratio": "0.25"}, "fastv@ratio0.25", 144, 144),
+        ({"equivalent_tokens": "256"}, "fastv@equivalent256", 64, 256),  # 3 x 576 + 5 x 64 = 8 x 256
+        ({"flops_ratio": "0.5"}, "fastv@flops0.5", AFTER_2, SMALLER),
+    ],
+)
+def test_budgets_of_every_kind_are_measured_kept_and_compared(tmp_path, monkeypatch, options, point, kept, picture):
+    monkeypatch.setattr(documents, "_load_task", LOAD_ONCE)
+    path = tmp_path / "b.json"
+    assert regress(path, {**options, "strategies": "fastv,downsample", "num_samples": 2}, update=True) == 0
+    made = read_baseline(path)
+    assert [one.name for one in made.points] == [point, point.replace("fastv", "downsample")]
+    assert [len(found) for found in made.outcomes[0].kept_sets()] == [kept]
+    assert made.points[1].plan["picture"] == {"tokens": picture, "of": 576}
+    assert made.documents[0].pixels == read_baseline(TINY).documents[0].pixels  # of the whole picture
+    assert regress(path, {}) == 0
+    # Another kind takes the place of the first.
+    assert regress(path, {"keep_tokens": "32"}, update=True) == 0
+    assert read_baseline(path).settings.budgets == ("keep_tokens", (32,))
 
 
 def test_the_committed_baseline_is_whole_small_and_of_every_strategy():

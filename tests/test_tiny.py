@@ -17,10 +17,13 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from lmms_textweighted.families import load
+from lmms_textweighted.harness.documents import Documents
+from lmms_textweighted.inference import PrunedLlava
+from lmms_textweighted.methods import make_plan
 from lmms_textweighted.paths import checkpoint_folder
 from lmms_textweighted.tiny import scenes, train
 from lmms_textweighted.tiny.evaluate import answers
-from lmms_textweighted.tiny.questions import KINDS, make_question
+from lmms_textweighted.tiny.questions import KINDS, caption, make_question, object_f1, true_caption
 from lmms_textweighted.tiny.testset import SHA256, load_testset, make_documents, scenes_file, to_lines
 
 SCIENCEQA_FIELDS = {
@@ -168,3 +171,34 @@ def test_training_that_was_interrupted_ends_in_the_same_weights(tmp_path, monkey
     assert whole.keys() == pieces.keys()
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
     assert load(str(tmp_path / "whole" / "checkpoint")).model.config.image_seq_length == 576
+
+
+def test_a_description_is_scored_by_the_objects_that_it_names_whole(descriptions):
+    scene = scenes.Scene.from_dict(json.loads(descriptions[0]["scene"]))
+    true, objects = true_caption(scene), scene.objects
+    assert object_f1(true, true) == 1
+    assert object_f1(caption(scene, np.random.default_rng(1)), true) == 1  # in any order
+    assert object_f1("", true) == 0
+    first = f"{objects[0].color} {objects[0].shape} in the {objects[0].place}."
+    assert object_f1(first, true) == pytest.approx(2 * 1 / (1 + len(objects)))
+    assert object_f1(f"{first[:-1]}, {first}", true) == object_f1(first, true)  # once, however often
+    wrong = first.replace(objects[0].color, objects[1].color)
+    assert object_f1(wrong, true) == 0
+    assert object_f1(true.replace(".", f", {wrong}"), true) < 1
+
+
+@pytest.mark.slow
+def test_descriptions_need_the_picture_in_layers_where_questions_do_not():
+    """Unpruned all is named; after layer 3, where the questions are answered with 16 tokens, descriptions are not."""
+    documents = Documents.of_task("shapes_caption", 12, single_prediction_prompt=False)
+    assert documents.metric == "object_f1"
+    assert "choices" not in documents[0].fields  # the sweep would call their share chance
+    llava = PrunedLlava(*load("tiny"))
+
+    def mean(plan) -> float:
+        pruned = replace(llava, plan=plan)
+        answered = [(d, pruned.generate([[d.message]], documents.decoding)[0].text) for d in documents]
+        return float(np.mean([documents.score(document, answer) for document, answer in answered]))
+
+    assert mean(make_plan("none")) > 0.97
+    assert mean(make_plan("random", pruning_layer=3, keep_tokens=16)) < 0.8

@@ -111,7 +111,10 @@ def _lines(details: Details, depth: int) -> list[str]:
     width = shutil.get_terminal_size().columns
     lines = [f"{entry.name}: {entry.source}", "", *_wrapped(details.formula, width), ""]
     lines.append(f"Plan on {depth} layers, {details.unpruned} image tokens, positions {entry.positions or 'kept'}:")
-    if not details.plan["stages"]:
+    picture = details.plan.get("picture")
+    if picture:
+        lines.append(f"  the picture itself is smaller: {picture['tokens']} tokens in place of {picture['of']}")
+    elif not details.plan["stages"]:
         lines.append("  nothing leaves")
     for stage in details.plan["stages"]:
         after, at = stage["leave_after"], stage["scored_at"]

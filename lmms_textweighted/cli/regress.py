@@ -22,7 +22,14 @@ def regress(
     task: Annotated[str | None, typer.Option(help="With --update: a task of ours or of lmms-eval.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="With --update: the first N documents.")] = None,
     strategies: Annotated[str | None, typer.Option(help="With --update: comma-separated.")] = None,
-    keep_tokens: Annotated[str | None, typer.Option(help="With --update: budgets, as in 192,64.")] = None,
+    keep_tokens: Annotated[
+        str | None, typer.Option(help="With --update: budgets, as in 192,64; or one of the next three.")
+    ] = None,
+    keep_ratio: Annotated[str | None, typer.Option(help="With --update: shares of the tokens, as in 0.5,0.1.")] = None,
+    equivalent_tokens: Annotated[
+        str | None, typer.Option(help="With --update: means over the layers, as in 192,128.")
+    ] = None,
+    flops_ratio: Annotated[str | None, typer.Option(help="With --update: shares of the FLOPs, as in 0.5,0.4.")] = None,
     pruning_layer: Annotated[int | None, typer.Option(help="With --update: tokens leave after this layer.")] = None,
     text_scope: Annotated[str | None, typer.Option(help="With --update: after, all or question.")] = None,
     keep_scope: Annotated[str | None, typer.Option(help="With --update: image or prompt.")] = None,

@@ -40,12 +40,18 @@ def sweep(
         typer.Option(help="Image tokens leave after this layer, counted from 0. Several, 0,1,2,3, or all: a map."),
     ] = "2",
     tokens: Annotated[
-        str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64. 0: all image tokens leave.")
+        str, typer.Option(help="Budgets: 576:16:-10, or 576,192,64; shares, 0.5,0.25. 0: all image tokens leave.")
     ] = "576:16:-10",
     budget: Annotated[
-        str, typer.Option(help="What --tokens counts: keep_tokens, or equivalent_tokens, the mean over the layers.")
+        str,
+        typer.Option(help="What --tokens says: keep_tokens, keep_ratio, equivalent_tokens or flops_ratio."),
     ] = "keep_tokens",
     strategies: Annotated[str, typer.Option(help="Comma-separated.")] = "text_weighted,fastv,random,none",
+    against: Annotated[
+        str | None,
+        typer.Option(help="Strategies that each other one is tested against; text_weighted and random if left out."),
+    ] = None,
+    time: Annotated[int, typer.Option(help="Time the prefill of this many documents, each beside unpruned.")] = 0,
     text_scope: Annotated[
         str, typer.Option(help="The text that weighs: after (the image), all, or the question alone.")
     ] = "after",

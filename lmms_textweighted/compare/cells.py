@@ -64,7 +64,53 @@ def footer(comparison: Comparison) -> list[str]:
     if any(row.published for row in comparison.rows):
         lines.append("published rows: as printed by their source, no interval and no test possible")
     lines += comparison.notes
-    return lines + [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
+    lines += [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
+    return lines + time_notes(comparison)
+
+
+TIME_HEADINGS = ("method", "prefill, ms", "against unpruned", "selection, ms", "selection FLOPs")
+
+
+def time_rows(comparison: Comparison) -> list[list[str]]:
+    """What prefills took, under TIME_HEADINGS: of rows whose seconds were logged; none where that is only one."""
+    whole = _unpruned_seconds(comparison)
+    rows = [
+        [
+            row.name,
+            f"{1000 * seconds:.1f}",
+            NONE if whole is None else f"{seconds / whole:.2f}",
+            NONE if figures.selection_seconds is None else f"{1000 * figures.selection_seconds:.1f}",
+            NONE if figures.selection_flops_ratio is None else f"{figures.selection_flops_ratio:.2%}",
+        ]
+        for row in comparison.rows
+        if (seconds := (figures := row.figures).prefill_seconds) is not None
+    ]
+    return rows if len(rows) > 1 else []
+
+
+def time_notes(comparison: Comparison) -> list[str]:
+    """What the seconds are, and which rows took longer than the unpruned one beside them."""
+    if not time_rows(comparison):
+        return []
+    whole = _unpruned_seconds(comparison)
+    notes = [
+        "prefill: mean seconds to the first token of a document's batch, vision tower and selection in it; comparable "
+        "where machine and batch size were the same. Selection FLOPs: against the pruned prefill, and not in FLOPs"
+    ]
+    for row in comparison.rows:
+        seconds = row.figures.prefill_seconds
+        if whole is not None and seconds is not None and not row.unpruned and seconds > whole:
+            notes.append(
+                f"{row.name} was slower than the unpruned run beside it: {1000 * seconds:.1f} ms to the first token, "
+                f"not {1000 * whole:.1f} ms"
+            )
+    return notes
+
+
+def _unpruned_seconds(comparison: Comparison) -> float | None:
+    """Of the only unpruned row whose seconds are known."""
+    known = [row.figures.prefill_seconds for row in comparison.rows if row.unpruned and row.figures.prefill_seconds]
+    return known[0] if len(known) == 1 else None
 
 
 def average_heading(comparison: Comparison) -> str:

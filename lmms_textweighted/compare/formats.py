@@ -16,6 +16,7 @@ from rich.table import Table
 from lmms_textweighted.compare.cells import (
     NONE,
     SAME,
+    TIME_HEADINGS,
     average_heading,
     cell_line,
     cell_stacked,
@@ -24,6 +25,7 @@ from lmms_textweighted.compare.cells import (
     headings,
     row_group,
     row_start,
+    time_rows,
     unit,
 )
 from lmms_textweighted.compare.table import Cell, Column, Comparison, Row
@@ -68,8 +70,20 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
         console.print(_table(comparison, left[:size], figures=not parts, average=whole or not left))
         average = not (whole or not left)
         left, parts = left[size:], parts + 1
+    times = time_rows(comparison)
+    if times:
+        console.print(_time_table(times))
     for line in footer(comparison):
         console.print(line, markup=False, highlight=False)
+
+
+def _time_table(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table()
+    for number, heading in enumerate(TIME_HEADINGS):
+        table.add_column(heading.replace(", ", "\n").replace(" ", "\n", 1), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _terminal(comparison: Comparison) -> str:
@@ -109,6 +123,10 @@ def _markdown(comparison: Comparison) -> str:
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in comparison.rows:
         lines.append("| " + " | ".join(_pipe(text) for text in _texts(comparison, row)) + " |")
+    times = time_rows(comparison)
+    if times:
+        lines += ["", "| " + " | ".join(TIME_HEADINGS) + " |", "| --- |" + " ---: |" * (len(TIME_HEADINGS) - 1)]
+        lines += ["| " + " | ".join(map(_pipe, row)) + " |" for row in times]
     return "\n".join([*lines, "", *(f"- {line}" for line in footer(comparison))]) + "\n"
 
 
@@ -140,7 +158,8 @@ def _latex(comparison: Comparison) -> str:
 def _csv(comparison: Comparison) -> str:
     """One line a row and task, every figure a column of its own."""
     file = io.StringIO()
-    fields = ["row", "method", "published", "kept", "equivalent", "flops_ratio", "kv_bytes", "task", "metric", "unit"]
+    fields = ["row", "method", "published", "kept", "equivalent", "flops_ratio", "kv_bytes"]
+    fields += ["prefill_seconds", "selection_seconds", "selection_flops_ratio", "task", "metric", "unit"]
     names = [name for name in Cell.__dataclass_fields__ if name != "note"]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*fields, *names, "note", "forced", "source"])
@@ -148,11 +167,13 @@ def _csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         figures = row.figures
         start = [row.name, row.method, row.published, figures.kept, figures.equivalent, figures.flops_ratio]
+        start.append(figures.kv_bytes)
+        seconds = [figures.prefill_seconds, figures.selection_seconds, figures.selection_flops_ratio]
         for column in [*comparison.columns, average]:
             cell = row.average if column is average else row.cells.get(column.task)
             if cell is None:
                 continue
-            where = [figures.kv_bytes, column.task, column.metric, "%" if column.percent else "score"]
+            where = [*seconds, column.task, column.metric, "%" if column.percent else "score"]
             values = [getattr(cell, name) for name in names]
             writer.writerow([*start, *where, *values, cell.note, bool(comparison.forced), row.source])
     return file.getvalue()

@@ -33,13 +33,18 @@ class Figures:
     """What pruning left, as means over the documents with an image; None where it was not recorded.
 
     kept: image tokens after the last stage. equivalent: mean image tokens over all layers. flops_ratio: prefill FLOPs
-    against unpruned. kv_bytes: of the KV cache after prefill.
+    against unpruned. kv_bytes: of the KV cache after prefill. prefill_seconds: to the first token of the document's
+    batch, vision tower and selection in it; selection_seconds: the selection's part, on the host.
+    selection_flops_ratio: FLOPs of the selection, which flops_ratio leaves out, against the pruned prefill.
     """
 
     kept: float | None = None
     equivalent: float | None = None
     flops_ratio: float | None = None
     kv_bytes: float | None = None
+    prefill_seconds: float | None = None
+    selection_seconds: float | None = None
+    selection_flops_ratio: float | None = None
     documents: int = 0
 
     @classmethod
@@ -51,6 +56,9 @@ class Figures:
             equivalent=_mean(seen, "equivalent_tokens"),
             flops_ratio=_mean(seen, "flops_ratio"),
             kv_bytes=_mean(seen, "kv_bytes"),
+            prefill_seconds=_mean(seen, "prefill_seconds"),
+            selection_seconds=_mean(seen, "selection_seconds"),
+            selection_flops_ratio=_mean(seen, "selection_flops_ratio"),
             documents=len(seen),
         )
 
@@ -68,6 +76,9 @@ class Figures:
             equivalent=mean(self.equivalent, other.equivalent),
             flops_ratio=mean(self.flops_ratio, other.flops_ratio),
             kv_bytes=mean(self.kv_bytes, other.kv_bytes),
+            prefill_seconds=mean(self.prefill_seconds, other.prefill_seconds),
+            selection_seconds=mean(self.selection_seconds, other.selection_seconds),
+            selection_flops_ratio=mean(self.selection_flops_ratio, other.selection_flops_ratio),
             documents=total,
         )
 

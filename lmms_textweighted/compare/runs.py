@@ -11,7 +11,7 @@ from typing import Any
 from lmms_textweighted.compare.judges import judge
 from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest, scale_of
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.harness.names import MISSING_METRIC, MODEL_NAME, TRACE_METRICS
+from lmms_textweighted.harness.names import MISSING_METRIC, MODEL_NAMES, TRACE_METRICS
 from lmms_textweighted.harness.result_files import samples_of
 
 # What decides an answer; what our tasks ask of our model alone (ranks, image_aspect_ratio) stands in its settings.
@@ -41,7 +41,7 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
     config = data.get("config") or {}
     arguments = parse_arguments(config.get("model_args"))
     model = str(config.get("model") or data.get("model_source") or "unknown")
-    ours = model == MODEL_NAME
+    ours = model in MODEL_NAMES
     settings = {**arguments, **settings} if ours else arguments
     strategy = str(settings.get("strategy", "text_weighted")) if ours else model
     unpruned = not ours or strategy == "none"

@@ -8,7 +8,7 @@ pruning layer are called here, on gathered hidden states, so that the two implem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,14 @@ from transformers import BatchFeature, DynamicCache
 
 from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.cost import DecoderShape
-from lmms_textweighted.engine.decoder import end_tokens, find_decoder
+from lmms_textweighted.engine.decoder import check_layers, end_tokens, find_decoder
+from lmms_textweighted.engine.deepstack import Deepstack
 from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.engine.observe import attention_rows, observing
 from lmms_textweighted.engine.plan import Plan
-from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read
+from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read, wants_keys
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
@@ -32,7 +33,12 @@ from lmms_textweighted.errors import PlanError
 
 
 def can_share(plan: Plan) -> bool:
-    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never."""
+    """Whether a plan can go on from a shared prefix: it removes once, by scores alone, where it scores, or never.
+
+    Not with pictures of another size: the prefix is of the model's own.
+    """
+    if plan.picture is not None:
+        return False
     return not plan.stages or (
         len(plan.stages) == 1
         and plan.positions == "keep"
@@ -48,11 +54,16 @@ def can_share(plan: Plan) -> bool:
 
 @dataclass
 class Prefix:
-    """One prompt, run once. hidden: [1, S, D] after the pruning layer. scores: of each scorer asked for, [I]."""
+    """One prompt, run once. hidden: [1, S, D] after the pruning layer. phases: the rotary ones, [1, S, D] each, of
+    all layers. following: the position of the first generated token, which is not S where pictures have several axes
+    (M-RoPE). deepstack: the features that the first layers add. scores: of each scorer asked for, [I]."""
 
     layer: int
     layout: Layout
     hidden: torch.Tensor
+    phases: tuple[torch.Tensor, torch.Tensor]
+    following: int
+    deepstack: Deepstack | None
     cache: DynamicCache
     scores: dict[Scorer, torch.Tensor] = field(default_factory=dict)
 
@@ -91,15 +102,18 @@ def run_prefix(
 ) -> Prefix:
     """Prefill one prompt (batch 1) up to decoder layer `layer` and score its image tokens there.
 
-    splice: as for `prune`, and so text_scope and question, of the one prompt. Raises PlanError for a batch or a padded
-    prompt.
+    splice: as for `prune`, and so text_scope and question, of the one prompt. Raises PlanError for a batch, a padded
+    prompt, and a decoder that pruning was not made for.
     """
     decoder = find_decoder(model)
+    check_layers(decoder)
     if inputs["input_ids"].shape[0] != 1 or not inputs["attention_mask"].all():
         raise PlanError("the fan-out takes one unpadded prompt at a time: encode it alone")
     layouts: list[Layout] = []
     keys: list[str] = []
     embeddings: list[torch.Tensor | None] = []
+    following: list[int] = []
+    features: list[Deepstack | None] = []
     scores: dict[Scorer, torch.Tensor] = {}
 
     def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -108,6 +122,8 @@ def run_prefix(
         prompts = splice.prompts(1) or unknown_text(hidden)
         layout = find_layout(prompts, hidden.device, text_scope, [question])
         layouts.append(layout)
+        following.append(_following(kwargs.get("position_ids"), layout))
+        features.append(Deepstack.given(kwargs))
         keys.append(prompt_key(prompts.ids[0].tolist()))
         embeddings.append(hidden[0].float() if hidden.ndim == 3 else None)
         image, text = positions_of(layout, 0)
@@ -139,10 +155,12 @@ def run_prefix(
         for scorer in scorers:
             if scorer.reads is not Rows.NONE and len(image):
                 rows = rows_read(scorer.reads, layout, 0, image, text)
-                attention = attention_rows(
-                    query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
-                )
-                flat = key[0].transpose(0, 1).flatten(1).float() if scorer.needs_keys else None
+                attention = None
+                if scorer.reads is not Rows.KEYS:
+                    attention = attention_rows(
+                        query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
+                    )
+                flat = key[0].transpose(0, 1).flatten(1).float() if wants_keys(scorer) else None
                 found, _ = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
                 scores[scorer] = found.to(layout.image.device)
 
@@ -154,7 +172,16 @@ def run_prefix(
         caught = stack.enter_context(_stopping_before(decoder, layer + 1))
         stack.enter_context(contextlib.suppress(_Stopped))
         model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
-    return Prefix(layer, layouts[0], caught[0], cache, scores)
+    hidden, phases = caught[0]
+    return Prefix(layer, layouts[0], hidden, phases, following[0], features[0], cache, scores)
+
+
+def _following(positions: torch.Tensor | None, layout: Layout) -> int:
+    """The position behind a prompt's last. positions: as the decoder is given them: none, [1, S], one of each axis
+    [3, 1, S], or the plain ones in front of these [4, 1, S]."""
+    if positions is None:
+        return layout.lengths[0]
+    return int((positions[1:] if positions.ndim == 3 and len(positions) == 4 else positions).max()) + 1
 
 
 def continue_prefix(
@@ -181,15 +208,20 @@ def continue_prefix(
                 places = torch.searchsorted(rows[row], images) + longest - len(rows[row])
                 found[row] = image_ranks(query[row], key[row], places, present[row], scaling)
 
+    def add_features(number: int, hidden: torch.Tensor) -> torch.Tensor:
+        return prefix.deepstack.add(decoder, number, hidden, index, present) if prefix.deepstack else hidden
+
     # Without a mask SDPA and flash are causal by themselves; eager attention would see everything.
     mask = None if even and name != "eager" else prefill_mask(present, name, dtype)
     with observing(decoder.layers[-1].self_attn, rank) if ranks else contextlib.nullcontext():
-        hidden = _run(decoder, hidden, index, mask, cache, start=prefix.layer + 1)
+        where = index.to(prefix.phases[0].device)
+        phases = tuple(part[0][where] for part in prefix.phases)
+        hidden = _run(decoder, hidden, phases, mask, cache, prefix.layer + 1, len(decoder.layers), behind=add_features)
 
     tokens: list[list[int]] = [[] for _ in rows]
     ends = end_tokens(model)
     going = [True] * count
-    position = prefix.hidden.shape[1]
+    position = prefix.following
     while True:
         logits = model.get_output_embeddings()(decoder.norm(hidden[:, -1:])).float()
         chosen = logits.argmax(dim=-1)
@@ -201,11 +233,11 @@ def continue_prefix(
         if not any(going):
             return [Continuation(row, ranks_) for row, ranks_ in zip(tokens, found, strict=True)]
         hidden = model.get_input_embeddings()(chosen)
-        places = torch.full_like(chosen, position)
-        hidden = _run(decoder, hidden, places, None, cache, stop=prefix.layer + 1)
+        phases = decoder.rotary_emb(hidden, torch.full_like(chosen, position))
+        hidden = _run(decoder, hidden, phases, None, cache, 0, prefix.layer + 1)
         present = torch.cat([present, present.new_ones(count, 1)], dim=1)
         mask = None if even else decoding_mask(present, name, dtype)
-        hidden = _run(decoder, hidden, places, mask, cache, start=prefix.layer + 1)
+        hidden = _run(decoder, hidden, phases, mask, cache, prefix.layer + 1, len(decoder.layers))
         position += 1
 
 
@@ -222,23 +254,25 @@ def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[
 def _run(
     decoder: Any,
     hidden: torch.Tensor,
-    positions: torch.Tensor,
+    phases: Any,
     mask: torch.Tensor | None,
     cache: DynamicCache,
-    start: int = 0,
-    stop: int | None = None,
+    start: int,
+    stop: int,
+    behind: Callable[[int, torch.Tensor], torch.Tensor] = lambda number, hidden: hidden,
 ) -> torch.Tensor:
-    rotary = decoder.rotary_emb(hidden, positions)
+    """Layers `start` to `stop`. behind: (layer's number, its output) -> what the next one gets."""
     order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-    for layer in decoder.layers[start:stop]:
-        hidden = layer(
+    for number in range(start, stop):
+        output = decoder.layers[number](
             hidden,
             attention_mask=mask,
             position_ids=order,
-            position_embeddings=rotary,
+            position_embeddings=phases,
             **{CACHE_NAME: cache},
             use_cache=True,
         )
+        hidden = behind(number, output)
     return hidden
 
 
@@ -256,16 +290,16 @@ class _Stopped(Exception):
 
 
 class _stopping_before:
-    """Context: keep the hidden states that enter decoder layer `number`, and stop the forward there."""
+    """Context: keep the hidden states and rotary phases that enter decoder layer `number`; stop the forward there."""
 
     def __init__(self, decoder: Any, number: int) -> None:
         self.layer: nn.Module = decoder.layers[number]
 
-    def __enter__(self) -> list[torch.Tensor]:
-        caught: list[torch.Tensor] = []
+    def __enter__(self) -> list[tuple[torch.Tensor, Any]]:
+        caught: list[tuple[torch.Tensor, Any]] = []
 
         def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            caught.append(args[0] if args else kwargs["hidden_states"])
+            caught.append((args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
             raise _Stopped
 
         self.handle = self.layer.register_forward_pre_hook(stop, with_kwargs=True)

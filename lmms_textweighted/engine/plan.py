@@ -7,7 +7,7 @@ that was there before and layers P+1 … L-1 run on the shorter sequence.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lmms_textweighted.engine.scoring import Rows, Scorer
 from lmms_textweighted.errors import PlanError, unknown
@@ -96,12 +96,32 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """Pictures that are made smaller before the model sees them.
+
+    tokens: what each of them gives, and of: what it gives at the model's own size. Raises PlanError unless tokens is a
+    whole number from 1 to `of`.
+    """
+
+    tokens: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (_is_int(self.tokens) and _is_int(self.of) and 1 <= self.tokens <= self.of):
+            raise PlanError(
+                f"picture is {self.tokens!r} of {self.of!r} tokens: give whole numbers from 1 on, the first not the "
+                f"larger one"
+            )
+
+
+@dataclass(frozen=True)
 class Plan:
     """A named list of stages, in the order in which the layers run. No stages: nothing is removed.
 
     text_scope: which text tokens vote (TEXT_SCOPES). A scorer of the last row alone (FastV) always reads the prompt's
     last token. keep_scope: what the stages' budgets count (KEEP_SCOPES). positions: those of what stays (POSITIONS);
-    renumbered, every layer counts on from its own length while decoding.
+    renumbered, every layer counts on from its own length while decoding. picture: the size that pictures have; None is
+    the model's own. What a smaller one never had counts as removed in all figures.
 
     Raises PlanError for an unknown scope, and when a stage would be scored before the stage in front of it has taken
     effect.
@@ -112,6 +132,7 @@ class Plan:
     text_scope: str = "after"
     keep_scope: str = "image"
     positions: str = "keep"
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
@@ -134,6 +155,13 @@ class Plan:
         `keep_tokens` is a mistake. Where it depends on the picture, or the budget is a whole prompt's, `keep_tokens` is
         a limit that a small input may stay below.
         """
+        if self.picture is not None and image_tokens is not None:
+            if image_tokens != self.picture.of:
+                raise PlanError(
+                    f"plan {self.name!r} is for pictures of {self.picture.of} tokens, but the model's have "
+                    f"{image_tokens}: solve it for this model"
+                )
+            image_tokens = self.picture.tokens
         original = image_tokens
         for stage in self.stages:
             if stage.layer > num_layers - 2:
@@ -156,6 +184,7 @@ class Plan:
             "text_scope": self.text_scope,
             "keep_scope": self.keep_scope,
             **({} if self.positions == "keep" else {"positions": self.positions}),
+            **({} if self.picture is None else {"picture": asdict(self.picture)}),
             "stages": [
                 {
                     "scorer": stage.scorer.name,

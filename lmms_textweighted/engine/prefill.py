@@ -35,15 +35,17 @@ class Prefill:
         self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
         element_size = next(decoder.layers.parameters()).element_size()
+        spared = 0 if plan.picture is None else plan.picture.of - plan.picture.tokens
         self.documents = [
             DocumentTrace(
                 plan=plan,
                 shape=shape,
                 element_size=element_size,
-                full_length=length,
-                image_tokens=sum(sizes),
+                full_length=length + spared * len(sizes),
+                image_tokens=sum(sizes) + spared * len(sizes),
                 lengths=[length] * shape.layers,
                 image_lengths=[sum(sizes)] * shape.layers,
+                spared=spared * len(sizes),
             )
             for length, sizes in zip(layout.lengths, layout.image_sizes, strict=True)
         ]
@@ -104,9 +106,12 @@ class Prefill:
             image, text = (places.to(query.device) for places in positions_of(layout, row))
             if len(image):
                 rows = rows_read(stage.scorer.reads, layout, row, image, text)
-                attention = attention_rows(
-                    query[row], key[row], rows, layout.valid[row], scaling, mean_over_heads=not stage.scorer.per_head
-                )
+                attention = None
+                if stage.scorer.reads is not Rows.KEYS:
+                    mean = not stage.scorer.per_head
+                    attention = attention_rows(
+                        query[row], key[row], rows, layout.valid[row], scaling, mean_over_heads=mean
+                    )
                 seen = self._seen(stage.scorer, current, row, image, rows, text, attention, key[row])
                 scores, weights = stage.scorer.score(seen)
             else:
@@ -223,7 +228,13 @@ class Prefill:
             text=original[rows],
             text_weights=weights,
             sources={int(kept[part.slot]): original[image[part.sources]].tolist() for part in choice.merged},
-            flops=scoring_flops(self.shape, len(rows), layout.lengths[row], projected=stage.scored_ahead),
+            flops=scoring_flops(
+                self.shape,
+                len(rows),
+                layout.lengths[row],
+                projected=stage.scored_ahead,
+                keys_only=stage.scorer.reads is Rows.KEYS and len(image) > 0,
+            ),
         )
 
     def _seen(
@@ -258,7 +269,7 @@ class Prefill:
             sizes=layout.image_sizes[row],
             text=text,
             positions=positions.clamp(min=0),
-            keys=key.transpose(0, 1).flatten(1).float() if scorer.needs_keys and key is not None else None,
+            keys=None if key is None or not wants_keys(scorer) else key.transpose(0, 1).flatten(1).float(),
             embeddings=embeddings,
             image_embeddings=image_embeddings,
         )
@@ -288,8 +299,12 @@ def positions_of(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def wants_keys(scorer: Scorer) -> bool:
+    return scorer.needs_keys or scorer.reads is Rows.KEYS
+
+
 def rows_read(reads: Rows, layout: Layout, row: int, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The positions whose attention rows a scorer reads: none in a row without voting text."""
+    """The positions whose attention rows a scorer reads, or of keys the text's: none in a row without voting text."""
     if reads is Rows.NONE or not len(text):
         return text[:0]
     if reads is Rows.LAST:

@@ -18,15 +18,16 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from lmms_textweighted.engine import deepstack
 from lmms_textweighted.engine.caches import given_cache
 from lmms_textweighted.engine.cost import DecoderShape
-from lmms_textweighted.engine.decoder import find_decoder
+from lmms_textweighted.engine.decoder import check_layers, find_decoder
 from lmms_textweighted.engine.layout import Prompts, find_layout, unknown_text
 from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.prefill import Prefill
 from lmms_textweighted.engine.scoring import Rows, prompt_key
-from lmms_textweighted.engine.splice import Splice, removed_at_end
+from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.errors import PlanError
 
@@ -68,11 +69,6 @@ def prune(
         yield session.trace
 
 
-def _window(attention: Any) -> int | None:
-    """The attention's window: Qwen2's layers say their own, Mistral's all have the config's."""
-    return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-
-
 class _Session:
     """The hooks of one open `prune` context. What they find out in a prefill stands in its `Prefill`."""
 
@@ -92,14 +88,12 @@ class _Session:
         self.decoder = find_decoder(model)
         self.layers: nn.ModuleList = self.decoder.layers
         plan.check(len(self.layers))
-        if any(_window(layer.self_attn) for layer in self.layers):
-            raise PlanError(
-                "the decoder has sliding-window attention, whose window would count removed tokens: not supported"
-            )
+        check_layers(self.decoder)
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.trace = Trace()
         self.prefill: Prefill | None = None
         self.prefilling = False
+        self.running: int | None = None  # the layer that ran last, of those that may run on fewer tokens
         self.cache: weakref.ref | None = None
 
     def attach(self, stack: ExitStack) -> None:
@@ -116,6 +110,9 @@ class _Session:
             if embeddings or any(number > stage.layer for stage in self.plan.stages):
                 hook = layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True)
                 stack.enter_context(removed_at_end(hook))
+        process = getattr(self.decoder, deepstack.NAME, None)
+        if process is not None:
+            stack.enter_context(replaced(self.decoder, deepstack.NAME, partial(self._deepstack, process)))
         for place, stage in enumerate(self.plan.stages):
             if stage.scorer.reads is not Rows.NONE and not stage.scored_ahead:
                 self._observe(stack, stage.scored_at, partial(Prefill.score, place=place))
@@ -132,6 +129,17 @@ class _Session:
 
         stack.enter_context(observing(self._attention(layer), observe))
 
+    def _deepstack(
+        self, process: Callable[..., Any], hidden: torch.Tensor, places: torch.Tensor, features: torch.Tensor
+    ) -> Any:
+        """The features that the layer which ran last adds, for the tokens that it ran on."""
+        prefill = self.prefill if self.prefilling else None
+        shortened = None if prefill is None or self.running is None else prefill.shortened[self.running]
+        if shortened is not None:
+            numbers = deepstack.running_numbers(places)
+            places, features = deepstack.taken(places, numbers, features, shortened.index, shortened.present)
+        return process(hidden, places, features)
+
     def _attention(self, layer: int) -> nn.Module:
         return self.decoder.layers[layer].self_attn
 
@@ -147,6 +155,7 @@ class _Session:
                 hidden = args[0] if args else kwargs["input_ids"]
             self.prefill = self._begin(hidden, kwargs.get("attention_mask"))
             self.trace.documents.extend(self.prefill.documents)
+            self.running = None
             self.cache = None if cache is None else weakref.ref(cache)
         elif self.prefill is None or (self.cache is not None and self.cache() is not cache):
             raise PlanError("this KV cache was not prefilled under this prune(): prefill inside the context")
@@ -162,9 +171,15 @@ class _Session:
             prompts = unknown_text(hidden, attention_mask)
         scope = self.plan.text_scope if self.plan.stages else "after"
         layout = find_layout(prompts, hidden.device, scope, _by_row(self.question, "question masks", rows))
-        if self.splice.tokens_per_image is not None and self.plan.keep_scope == "image":
+        picture = self.plan.picture
+        if picture is not None or (self.splice.tokens_per_image is not None and self.plan.keep_scope == "image"):
             for size in {size for sizes in layout.image_sizes for size in sizes}:
-                self.plan.check(len(self.layers), size)
+                if picture is not None and size != picture.tokens:
+                    raise PlanError(
+                        f"plan {self.plan.name!r} is for pictures of {picture.tokens} tokens, but one has {size}: "
+                        f"prepare them inside of families.downsample.downsampled"
+                    )
+                self.plan.check(len(self.layers), size if picture is None else picture.of)
         return Prefill(self.plan, layout, self.decoder, self.shape, keys=self._keys(prompts), seed=self.seed)
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:
@@ -194,7 +209,13 @@ class _Session:
                     else shortened.decoding_mask(kwargs, prefill.full_length, kernel, dtype)
                 )
             return args, kwargs
+        if any(isinstance(value, torch.Tensor) for value in args[1:]):
+            raise PlanError(
+                f"decoder layer {number} is given a second tensor besides its hidden states, of which nothing is known "
+                f"here: removal from it is not supported"
+            )
         kwargs.pop("hidden_states", None)
+        self.running = number
         hidden = prefill.enter(number, module, hidden, kwargs)
         shortened = prefill.shortened[number]
         if shortened is not None:

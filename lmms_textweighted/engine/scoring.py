@@ -16,9 +16,11 @@ import torch
 
 class Rows(Enum):
     """The attention rows that a scorer reads: none, the prompt's last one, those of all text tokens that vote, those of
-    the image tokens, or all. (With all, the block that is read is quadratic in the prompt's length.)"""
+    the image tokens, or all. (With all, the block that is read is quadratic in the prompt's length.) Keys: no row
+    either, but the scored layer's keys; `Seen.rows` are then the voting text tokens."""
 
     NONE = "none"
+    KEYS = "keys"
     LAST = "last"
     TEXT = "text"
     IMAGE = "image"
@@ -33,9 +35,9 @@ class Seen:
     text: [T] positions of the text tokens that vote. rows: [R] positions of the rows that are read, in order.
     attention: [R, S], these rows' attention, mean over the heads: rows are queries, causal, each sums to 1; [H, R, S]
     for a scorer that is `per_head`, None where no row is read. positions: [S] rotary positions. keys: [S, G x D] keys
-    after RoPE, heads side by side, for a scorer that `needs_keys`. embeddings: [S, W] what entered layer 0, for one
-    that `needs_embeddings`, and image_embeddings: [N, W] the same of all the prompt's image tokens, also of those that
-    have left. All float32. key, seed: what names the prompt and the run, for a choice by chance.
+    after RoPE, heads side by side, for a scorer that `needs_keys` or reads Rows.KEYS. embeddings: [S, W] what entered
+    layer 0, for one that `needs_embeddings`, and image_embeddings: [N, W] the same of all the prompt's image tokens,
+    also of those that have left. All float32. key, seed: what names the prompt and the run, for a choice by chance.
     """
 
     image: torch.Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class Shortened:
     # For renumbered positions: (hidden states, positions) -> rotary phases, the decoder's own.
     removed: torch.Tensor  # [B], how many tokens each row has lost
     renumber: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None
-    rotary: tuple[torch.Tensor, ...] | None = None
+    # (what a layer was given for the whole sequence, what was made of it): kinds of layers may have different phases.
+    rotary: list[tuple[Any, tuple[torch.Tensor, ...]]] = field(default_factory=list)
     mask: torch.Tensor | None = None
     mask_made: bool = False
     _step: tuple[Any, tuple[torch.Tensor, ...]] | None = None
@@ -43,15 +44,29 @@ class Shortened:
         return (torch.arange(self.index.shape[1], device=self.index.device) - starts[:, None]).clamp(min=0)
 
     def phases(self, hidden: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
-        """The rotary phases of this sequence, made once. kwargs: a layer's arguments for the whole sequence."""
-        if self.rotary is None:
+        """The rotary phases of this sequence, made once for all layers that are given the same ones.
+
+        kwargs: a layer's arguments for the whole sequence. Raises PlanError where positions are renumbered and layers
+        have different phases: the decoder makes one kind of them.
+        """
+        given = kwargs["position_embeddings"]
+        for known, made in self.rotary:
+            if known is given:
+                return made
+        if self.renumber is None:
             rows = self.index.shape[0]
-            self.rotary = (
-                tuple(take(part.expand(rows, -1, -1), self.index) for part in kwargs["position_embeddings"])
-                if self.renumber is None
-                else tuple(self.renumber(hidden, self.positions))
-            )
-        return self.rotary
+            made = tuple(take(part.expand(rows, -1, -1), self.index) for part in given)
+        elif not self.rotary:
+            made = tuple(self.renumber(hidden, self.positions))
+        else:  # with device_map a layer is given a copy
+            first, made = self.rotary[0]
+            pairs = zip(given, first, strict=True)
+            if not all(torch.equal(a, b.to(a.device)) for a, b in pairs):
+                raise PlanError(
+                    "positions=renumber: this decoder's layers have different rotary phases: use positions=keep"
+                )
+        self.rotary.append((given, made))
+        return made
 
     def fill(self, hidden: torch.Tensor, kwargs: dict, implementation: str, dtype: torch.dtype) -> None:
         """Replace a layer's arguments by those of the shorter sequence; they are made once for all its layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,10 +14,12 @@ class Splice(ABC):
     """Watches one model put image features between its text embeddings.
 
     tokens_per_image: the number of tokens of every image where that is fixed (LLaVA-1.5: 576), None where it depends
-    on the picture (anyres grids).
+    on the picture (anyres grids). stated: for each row of the next prefill the number of tokens of each of its images,
+    from whom knows; None where the splice has to find out by itself.
     """
 
     tokens_per_image: int | None
+    stated: Sequence[Sequence[int]] | None = None
 
     @abstractmethod
     def attach(self, stack: ExitStack) -> None:
@@ -36,10 +38,10 @@ class Splice(ABC):
 
 
 @contextmanager
-def replaced(owner: Any, name: str, function: Callable) -> Iterator[None]:
-    """While open, `owner.name` is `function`; afterwards it is what it was."""
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While open, `owner.name` is `value`; afterwards it is what it was."""
     own = vars(owner).get(name)
-    setattr(owner, name, function)
+    setattr(owner, name, value)
     try:
         yield
     finally:

@@ -38,7 +38,8 @@ class DocumentTrace:
     """One document's prefill.
 
     lengths: tokens that each decoder layer saw. image_lengths: image tokens among them.
-    full_length: tokens without pruning. ranks: the last layer's, where asked for.
+    full_length: tokens without pruning, with pictures of the model's own size. image_tokens: the pictures' among them.
+    spared: those that smaller pictures never had. ranks: the last layer's, where asked for.
     """
 
     plan: Plan
@@ -50,6 +51,12 @@ class DocumentTrace:
     image_lengths: list[int]
     stages: list[StageTrace] = field(default_factory=list)
     ranks: Ranks | None = None
+    spared: int = 0
+
+    @property
+    def input_length(self) -> int:
+        """Tokens of the prompt as the model was given it."""
+        return self.full_length - self.spared
 
     @property
     def kept_tokens(self) -> int:
@@ -75,6 +82,11 @@ class DocumentTrace:
     def selection_flops(self) -> int:
         """FLOPs of the selection itself, in no other figure here."""
         return sum(stage.flops for stage in self.stages)
+
+    @property
+    def selection_flops_ratio(self) -> float:
+        """`selection_flops` over `flops`."""
+        return self.selection_flops / self.flops
 
     @property
     def selection_seconds(self) -> float:
@@ -104,7 +116,7 @@ class DocumentTrace:
             "kept_ratio": self.kept_ratio,
             "equivalent_tokens": self.equivalent_tokens,
             "flops_ratio": self.flops_ratio,
-            "selection_flops_ratio": self.selection_flops / prefill_flops(self.shape, self.lengths),
+            "selection_flops_ratio": self.selection_flops_ratio,
             "kv_bytes": self.kv_bytes,
             "kv_ratio": self.kv_ratio,
             "lengths": list(self.lengths),

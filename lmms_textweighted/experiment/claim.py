@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.files import DRAFT
+from lmms_textweighted.experiment.journal import journals
 from lmms_textweighted.parallel.locks import file_lock
 from lmms_textweighted.parallel.processes import world
 
@@ -17,7 +19,8 @@ from lmms_textweighted.parallel.processes import world
 def claimed(result: Path, *, overwrite: bool) -> Iterator[None]:
     """Hold the place of a result, whatever its process's fate. Of several processes of one run the first one does.
 
-    Raises InputError where another run writes it just now, and where it is there and overwrite is False.
+    Raises InputError where another run writes it just now, and where it is there, overwrite is False, and no journal
+    lies beside it: one that does is of a run that was to replace it, or that was killed when it had just done so.
     """
     if world()[0] != 0:
         yield
@@ -26,8 +29,10 @@ def claimed(result: Path, *, overwrite: bool) -> Iterator[None]:
     with file_lock(result.with_name(f".{result.stem}.lock")) as held:
         if held is None:
             raise InputError(f"another sweep writes {str(result)!r} just now: give another --output-dir")
-        if result.exists() and not overwrite:
+        if result.exists() and not overwrite and not journals(result):
             raise InputError(f"result {str(result)!r} is there already: give another --output-dir, or --overwrite")
+        for draft in result.parent.glob(f"{result.stem}.*{DRAFT}"):  # of a run that was killed while it wrote them
+            draft.unlink(missing_ok=True)
         yield
 
 

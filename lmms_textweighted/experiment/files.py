@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,18 @@ from uuid import uuid4
 from lmms_textweighted.experiment.grid import Point
 from lmms_textweighted.experiment.names import OWN_LAYERS
 from lmms_textweighted.experiment.outcomes import Curve, Outcome
+from lmms_textweighted.experiment.pairs import Pair, pair, paired_figures
+from lmms_textweighted.experiment.timing import PrefillTime
 from lmms_textweighted.statistics import mean_interval
 
 MAIN_STRATEGY = "text_weighted"
 
 
-def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
+def summarise(curve: Curve, image_tokens: int, pairs: Sequence[Pair] = ()) -> dict[str, Any]:
     """One curve's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null.
 
-    image_tokens: of a picture, where nothing leaves.
+    image_tokens: of a picture, where nothing leaves. pairs: the result's paired tests; the curve's own stand in
+    `paired`. Seconds stand in the block where prefills were timed.
 
     With several seeds every figure is the mean over documents and seeds. The interval is of the documents' means over
     the seeds: a document's answers hang together, the draws of two documents do not. `accuracy_spread` is the standard
@@ -41,23 +45,34 @@ def summarise(curve: Curve, image_tokens: int) -> dict[str, Any]:
         "equivalent_tokens": [fmean(o.equivalent_tokens for o in outcomes) for outcomes in points],
         "flops_ratio": [fmean(o.flops_ratio for o in outcomes) for outcomes in points],
         **(_by_seed(curve) if len(curve.seeds) > 1 else {}),
+        **(_times(curve) if all(curve.prefills) else {}),
+        **({"paired": paired} if (paired := paired_figures(curve, pairs)) else {}),
         "plans": [plan.to_dict() for plan in curve.plans],
     }
 
 
-def experiment_data(curves: Sequence[Curve], meta: dict[str, Any], *, layers: int, image_tokens: int) -> dict[str, Any]:
-    """The whole result.
+def experiment_data(
+    curves: Sequence[Curve],
+    meta: dict[str, Any],
+    *,
+    layers: int,
+    image_tokens: int,
+    against: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The whole result. against: strategies that each point is tested against, see `pairs.pair`.
 
     Of one pruning layer: the published keys at the top, for the text-weighted strategy where it was run, and a block a
     strategy. Of several (`meta["pruning_layer"]` is a list): in each strategy's place a block for each layer.
     """
+    pairs = [one for name in against for one in pair(curves, name)]
+    meta = {**meta, "against": list(against)}
     if isinstance(meta["pruning_layer"], list):
         maps: dict[str, dict[str, Any]] = {}
         for curve in curves:
             key = OWN_LAYERS if curve.layer is None else str(curve.layer)
-            maps.setdefault(curve.strategy, {})[key] = summarise(curve, image_tokens)
+            maps.setdefault(curve.strategy, {})[key] = summarise(curve, image_tokens, pairs)
         return {"strategies": maps, "meta": meta}
-    blocks = {curve.strategy: summarise(curve, image_tokens) for curve in curves}
+    blocks = {curve.strategy: summarise(curve, image_tokens, pairs) for curve in curves}
     top: dict[str, Any] = {}
     if MAIN_STRATEGY in blocks:
         main = blocks[MAIN_STRATEGY]
@@ -95,16 +110,30 @@ def scores_of(metric: str) -> dict[str, str]:
     }
 
 
+DRAFT = ".draft"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path`, of this call's own, to write to. What is written there takes the place of `path` when the
-    block ends well."""
-    draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}.draft")
+    block ends well, and it is on the disk."""
+    draft = path.with_name(f"{path.name}.{uuid4().hex[:8]}{DRAFT}")
     try:
         yield draft
+        on_disk(draft)
         draft.replace(path)
+        on_disk(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def on_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -128,7 +157,17 @@ def write_answers(
     file.flush()
 
 
-def _tokens(curve: Curve, place: int, image_tokens: int) -> int:
+def _times(curve: Curve) -> dict[str, Any]:
+    """Medians over the timed documents."""
+    times = [PrefillTime.of(prefills) for prefills in curve.prefills]
+    return {
+        "prefill_seconds": [time.seconds for time in times],
+        "prefill_ratio": [time.ratio for time in times],
+        "selection_seconds": [time.selection for time in times],
+    }
+
+
+def _tokens(curve: Curve, place: int, image_tokens: int) -> float:
     """A point's budget. Where the method's name says it, what was kept; where nothing leaves, all image tokens."""
     budget = curve.budgets[place]
     if budget is None and curve.plans[place].stages:

@@ -16,14 +16,14 @@ from lmms_textweighted.methods.budget import Geometry
 
 @dataclass(frozen=True)
 class Point:
-    """One strategy at one budget. budget None: nothing is removed.
+    """One strategy at one budget, a count or a share. budget None: nothing is removed, or the name says how much.
 
     layer: the pruning layer that it was asked for; None where the method has its own, or removes nothing. seed: what
     its random choice is made from, where the method draws and the sweep was given several seeds; else the run's.
     """
 
     strategy: str
-    budget: int | None
+    budget: float | None
     plan: Plan
     layer: int | None = None
     seed: int | None = None
@@ -36,21 +36,23 @@ class Point:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A point that cannot be, and why: the method's own words."""
+    """A point that cannot be, and why: the method's own words. kind: what the budget is."""
 
     strategy: str
     layer: int | None
-    budget: int | None
+    budget: float | None
     reason: str
+    kind: str = "keep_tokens"
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f" after layer {self.layer}"
-        return f"{self.strategy} at {self.budget} tokens{layer}: {self.reason}"
+        at = f"{self.budget} tokens" if self.kind == "keep_tokens" else f"{self.kind}={self.budget}"
+        return f"{self.strategy} at {at}{layer}: {self.reason}"
 
 
 def make_grid(
     strategies: Sequence[str | Method],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     layers: Sequence[int | None],
     *,
     text_scope: str = "after",
@@ -87,16 +89,23 @@ def make_grid(
 
 def make_points(
     strategies: Sequence[str | Method],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     pruning_layer: int | None,
     *,
     text_scope: str = "after",
     keep_scope: str = "image",
+    kind: str = "keep_tokens",
     geometry: Geometry | None = None,
 ) -> list[Point]:
     """`make_grid` for one layer, where every point must be: raises PlanError for one that its method refuses."""
     points, left_out = make_grid(
-        strategies, budgets, [pruning_layer], text_scope=text_scope, keep_scope=keep_scope, geometry=geometry
+        strategies,
+        budgets,
+        [pruning_layer],
+        text_scope=text_scope,
+        keep_scope=keep_scope,
+        kind=kind,
+        geometry=geometry,
     )
     if left_out:
         raise PlanError(left_out[0].reason)
@@ -104,21 +113,22 @@ def make_points(
 
 
 def check_points(points: Sequence[Point], llava: PrunedLlava) -> None:
-    """Raise PlanError when a point does not fit the model."""
+    """Raise PlanError when a point does not fit the model, and InputError for pictures that it cannot take."""
     layers = llava.model.config.get_text_config().num_hidden_layers
     for point in points:
         point.plan.check(layers, llava.tokens_per_image if point.plan.keep_scope == "image" else None)
+        llava.check_pictures(point.plan)
 
 
 def _of_method(
-    method: Method, budgets: Sequence[int], layers: Sequence[int | None], kind: str, common: dict[str, Any]
+    method: Method, budgets: Sequence[float], layers: Sequence[int | None], kind: str, common: dict[str, Any]
 ) -> tuple[list[Point], list[LeftOut]]:
-    def attempt(layer: int | None, budget: int | None) -> Point | LeftOut:
+    def attempt(layer: int | None, budget: float | None) -> Point | LeftOut:
         try:
             asked: dict[str, Any] = {kind: budget}
             plan = method.plan(pruning_layer=layer, **asked, **common)
         except PlanError as error:
-            return LeftOut(method.name, layer, budget, str(error))
+            return LeftOut(method.name, layer, budget, str(error), kind)
         return Point(method.name, budget, plan, layer)
 
     own = method.layer is not None or not method.takes_budget

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
 from lmms_textweighted.experiment.files import blocks_of
-from lmms_textweighted.experiment.names import OWN_LAYERS
+from lmms_textweighted.experiment.names import OWN_LAYERS, axis, budget_text
 from lmms_textweighted.methods import label_of
 
 ACROSS = 4  # maps beside each other
@@ -50,7 +50,7 @@ def draw_maps(figure: FigureBase, data: dict[str, Any]) -> None:
     panels = figure.subplots(len(heights), min(ACROSS, len(maps)), squeeze=False, height_ratios=heights)
     image: Any = None
     for axes, one in zip(panels.flat, maps, strict=False):
-        image = _draw(axes, *one, budgets, low, high)
+        image = _draw(axes, *one, budgets, low, high, data)
     for axes in list(panels.flat)[len(maps) :]:
         axes.axis("off")
     bar = figure.colorbar(image, ax=list(panels.flat), fraction=0.02, pad=0.01)
@@ -63,9 +63,10 @@ def _draw(
     title: str,
     names: Sequence[str],
     blocks: Sequence[dict[str, Any]],
-    budgets: Sequence[int],
+    budgets: Sequence[float],
     low: float,
     high: float,
+    data: dict[str, Any],
 ) -> Any:
     values = [
         [dict(zip(block["tokens"], block["accuracies"], strict=True)).get(budget, math.nan) for budget in budgets]
@@ -88,8 +89,10 @@ def _draw(
                         color="white" if dark else "black",
                     )
     every = math.ceil(len(budgets) / _NUMBERS)
-    axes.set_xticks(range(0, len(budgets), every), [str(budget) for budget in budgets[::every]], fontsize=7.5)
+    axes.set_xticks(
+        range(0, len(budgets), every), [budget_text(budget, data["meta"]) for budget in budgets[::every]], fontsize=7.5
+    )
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
-    axes.set_xlabel("image tokens kept", fontsize=8)
+    axes.set_xlabel(axis(data["meta"]), fontsize=8)
     axes.set_title(title, fontsize=9)
     return image

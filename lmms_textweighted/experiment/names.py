@@ -18,9 +18,20 @@ def file_name(layers: list[int] | None, ending: str) -> str:
 
 
 # What `tokens` counts in a sweep's result, by its meta's `budget`: as axes and tables call it.
-AXES = {"keep_tokens": "image tokens kept", "equivalent_tokens": "equivalent tokens"}
+AXES = {
+    "keep_tokens": "image tokens kept",
+    "keep_ratio": "share of image tokens kept",
+    "equivalent_tokens": "equivalent tokens",
+    "flops_ratio": "FLOPs against unpruned",
+}
+SHARES = ("keep_ratio", "flops_ratio")  # budgets that are no counts
 
 
 def axis(meta: dict[str, Any]) -> str:
     """What the budgets of a sweep count; results from before there was a choice count kept tokens."""
     return AXES[meta.get("budget", "keep_tokens")]
+
+
+def budget_text(budget: float, meta: dict[str, Any]) -> str:
+    """A budget as tables and pictures write it: `64`, or `46%` of a share."""
+    return f"{100 * budget:.4g}%" if meta.get("budget") in SHARES and budget <= 1 else f"{budget:g}"

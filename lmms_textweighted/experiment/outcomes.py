@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.experiment.grid import Point
+from lmms_textweighted.experiment.timing import Prefill
 
 
 @dataclass
@@ -25,19 +27,34 @@ class Outcome:
     flops_ratio: float
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What the result needs of a document. Kept whole, their pictures would fill the memory.
+
+    row: what stands in front of each of its answers. prompt: of the first document alone.
+    """
+
+    row: dict[str, Any]
+    choices: int
+    prompt: str | None
+    outcomes: list[Outcome]
+
+
 @dataclass
 class Curve:
     """One strategy's outcomes after one layer: for each budget, largest first, for each seed, one outcome a document.
 
-    layer: as `Point.layer`. seeds: those that it drew from; [None] where the run's is the only one.
+    layer: as `Point.layer`. seeds: those that it drew from; [None] where the run's is the only one. prefills: for each
+    budget what was timed, of all seeds.
     """
 
     strategy: str
     layer: int | None
     seeds: list[int | None]
-    budgets: list[int | None] = field(default_factory=list)
+    budgets: list[float | None] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     outcomes: list[list[list[Outcome]]] = field(default_factory=list)
+    prefills: list[list[Prefill]] = field(default_factory=list)
 
     def all_of(self, place: int) -> list[Outcome]:
         """The outcomes at one budget, of all seeds."""
@@ -48,8 +65,10 @@ class Curve:
         return [fmean(o.score for o in outcomes) for outcomes in zip(*self.outcomes[place], strict=True)]
 
 
-def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> list[Curve]:
-    """Turn outcomes by document into curves by strategy and layer, in the points' order."""
+def collect(
+    points: Sequence[Point], documents: Sequence[Sequence[Outcome]], prefills: Sequence[Sequence[Prefill]] = ()
+) -> list[Curve]:
+    """Turn outcomes by document into curves by strategy and layer, in the points' order. prefills: by point."""
     curves: dict[tuple[str, int | None], Curve] = {}
     for place, point in enumerate(points):
         curve = curves.setdefault((point.strategy, point.layer), Curve(point.strategy, point.layer, []))
@@ -59,5 +78,8 @@ def collect(points: Sequence[Point], documents: Sequence[Sequence[Outcome]]) -> 
             curve.budgets.append(point.budget)
             curve.plans.append(point.plan)
             curve.outcomes.append([])
-        curve.outcomes[curve.budgets.index(point.budget)].append([outcomes[place] for outcomes in documents])
+            curve.prefills.append([])
+        at = curve.budgets.index(point.budget)
+        curve.outcomes[at].append([outcomes[place] for outcomes in documents])
+        curve.prefills[at] += prefills[place] if prefills else []
     return list(curves.values())

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from lmms_textweighted.experiment.files import blocks_of
+from lmms_textweighted.experiment.names import budget_text
 from lmms_textweighted.experiment.styles import styles
 from lmms_textweighted.methods import label_of
 
@@ -22,7 +23,7 @@ class Measured:
 
     strategy: str
     layer: int | None
-    tokens: int
+    budget: str
     flops: float
     accuracy: float
     low: float
@@ -30,17 +31,18 @@ class Measured:
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f", layer {self.layer}"
-        where = "no pruning" if self.strategy == "none" else f"{label_of(self.strategy)}{layer}, {self.tokens} tokens"
+        where = "no pruning" if self.strategy == "none" else f"{label_of(self.strategy)}{layer}, {self.budget}"
         return f"{where}: {self.accuracy:.1%}"
 
 
 def measured(data: dict[str, Any]) -> list[Measured]:
     """Every point of a result, curve by curve."""
     figures = ("tokens", "flops_ratio", "accuracies", "accuracy_low", "accuracy_high")
+    counts = data["meta"].get("budget", "keep_tokens") == "keep_tokens"
     return [
-        Measured(strategy, block["layer"], *values)
+        Measured(strategy, block["layer"], budget_text(tokens, data["meta"]) + " tokens" * counts, *values)
         for strategy, block in blocks_of(data)
-        for values in zip(*(block[figure] for figure in figures), strict=True)
+        for tokens, *values in zip(*(block[figure] for figure in figures), strict=True)
     ]
 
 

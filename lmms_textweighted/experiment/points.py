@@ -81,7 +81,7 @@ def _shared(
         for (layer, scope), here in sorted(groups.items()):
             scorers = list(dict.fromkeys(point.stage.scorer for place in here if (point := points[place]).stage))
             run = partial(run_prefix, llava.model, encoded.inputs, layer, scorers, seed=llava.seed, text_scope=scope)
-            prefix = alone(partial(run, question=encoded.question[0]))
+            prefix = alone(partial(run, question=encoded.question[0], image_sizes=encoded.image_sizes))
             for place, done, kept in _continue(llava, prefix, points, here, decoding, ranks):
                 lengths, images = row_lengths(prefix, shape, kept)
                 whole = [prefix.layout.lengths[0]] * shape.layers

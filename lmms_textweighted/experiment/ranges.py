@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.names import SHARES
 
 
 def parse_tokens(text: str) -> list[int]:
@@ -14,6 +15,20 @@ def parse_tokens(text: str) -> list[int]:
     if min(found) < 0:
         raise InputError(f"tokens is {text!r}: {min(found)} tokens cannot be kept, give numbers of at least 0")
     return sorted(set(found), reverse=True)
+
+
+def parse_budgets(text: str, kind: str) -> list[int] | list[float]:
+    """`--tokens` of any kind of budget (`methods.budget.Budget`), largest first: counts as in `parse_tokens`, or shares
+    in (0, 1], `0.5,0.25`. Raises InputError for anything else."""
+    if kind not in SHARES:
+        return parse_tokens(text)
+    try:
+        found = sorted({float(part) for part in str(text).split(",")}, reverse=True)
+    except ValueError:
+        found = []
+    if not found or not all(0 < share <= 1 for share in found):
+        raise InputError(f"tokens is {text!r}: of {kind} give shares above 0 and at most 1, as in 0.5,0.25")
+    return found
 
 
 def parse_layers(text: str) -> list[int] | None:

@@ -1,7 +1,7 @@
 """Checkpoint -> model and processor, whatever its format.
 
-`loading` says what can be asked for, `llava` loads transformers' checkpoints, `liuhaotian` those of the original
-`llava` package, with that package or without it.
+`loading` says what can be asked for, `llava` loads transformers' LLaVAs, `processor_family` its other kinds, and
+`liuhaotian` checkpoints of the original `llava` package, with that package or without it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
     The format is read off the checkpoint's config. transformers' own is loaded by transformers. liuhaotian's is loaded
     by the `llava` package where that is installed, and otherwise converted in memory; `options.loader` chooses.
 
-    Raises CheckpointError when it is missing, out of reach or no LLaVA, InputError for options that cannot be.
+    Raises CheckpointError when it is missing, out of reach or of no known kind, InputError for options that cannot be.
     """
     from lmms_textweighted.families import llava
+    from lmms_textweighted.families.known import family_of_type
     from lmms_textweighted.families.liuhaotian import checkpoint, package
+    from lmms_textweighted.families.processor_family import ProcessorFamily
 
     options = options or LoadOptions()
     folder = resolve(pretrained)
@@ -51,7 +53,12 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
             raise InputError(
                 f"vision_tower is {options.vision_tower!r}, which is for checkpoints in liuhaotian format: this one brings its own, leave it out"
             )
+        family = family_of_type(pretrained, config.get("model_type"))
+        if issubclass(family, ProcessorFamily):
+            return family.load(pretrained, folder, config, options)
+        _check_no_limits(options)
         return llava.load(pretrained, folder, config, options)
+    _check_no_limits(options)
     local = local_folder(folder, options.revision)
     if options.loader == "llava":
         return package.load(pretrained, local, config, options)
@@ -63,3 +70,8 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
     elif options.loader == "auto":
         _logger.warning(f"{pretrained} is converted in memory: no llava package is installed ({package.HOW_TO_GET_IT})")
     return checkpoint.load(pretrained, local, config, options)
+
+
+def _check_no_limits(options: LoadOptions) -> None:
+    for name in options.picture_limits():
+        raise InputError(f"{name} is given, but a LLaVA's pictures have no such limit: leave it out")

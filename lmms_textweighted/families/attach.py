@@ -31,30 +31,43 @@ def prune(
     random_keys: Sequence[str] | None = None,
     seed: int = 0,
     question: Sequence[torch.Tensor | None] | None = None,
+    image_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
-    model: a LLaVA of transformers (1.5, NeXT, OneVision) called with `input_ids`, or one of the `llava` package called
-    with its `images`. Image positions are found in the input. Everything else as for `engine.pruner.prune`: what ranks,
-    random_keys, seed and question mean, what is yielded, and how to generate.
+    model: one of transformers of a known family (`families.known`) called with `input_ids`, or one of the `llava`
+    package called with its `images`. Image positions are found in the input. image_sizes: for each row of the next
+    prefill, the number of tokens of each of its pictures, where the processor said so; else they are counted by the
+    family's own rule. Everything else as for `engine.pruner.prune`: what ranks, random_keys, seed and question mean,
+    what is yielded, and how to generate.
 
-    Raises PlanError when the model is no such LLaVA, or is compiled, or has an attention that pruning was not made for;
+    Raises PlanError when the model is of no known family, or is compiled, or has layers that pruning was not made for;
     when the plan does not fit the model or an input; and when `generate` is asked for what pruning cannot do.
     """
     _check(model)
+    splice = splice_of(model)
+    splice.stated = image_sizes
     with (
-        pruner.prune(
-            model, plan, splice_of(model), ranks=ranks, random_keys=random_keys, seed=seed, question=question
-        ) as trace,
+        pruner.prune(model, plan, splice, ranks=ranks, random_keys=random_keys, seed=seed, question=question) as trace,
         refusing(model),
     ):
         yield trace
 
 
-def run_prefix(model: Any, inputs: BatchFeature, layer: int, scorers: Sequence[Scorer], **options: Any) -> Prefix:
-    """`engine.fanout.run_prefix` of a model of any family. Raises PlanError as `prune` does."""
+def run_prefix(
+    model: Any,
+    inputs: BatchFeature,
+    layer: int,
+    scorers: Sequence[Scorer],
+    *,
+    image_sizes: Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> Prefix:
+    """`engine.fanout.run_prefix` of a model of any family. image_sizes: as for `prune`, and so what is raised."""
     _check(model)
-    prefix = fanout.run_prefix(model, inputs, layer, scorers, splice_of(model), **options)
+    splice = splice_of(model)
+    splice.stated = image_sizes
+    prefix = fanout.run_prefix(model, inputs, layer, scorers, splice, **options)
     for scorer, scores in prefix.scores.items():
         check_finite(scores, f"the image tokens' scores by {scorer.name}")
     return prefix

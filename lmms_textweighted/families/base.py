@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from transformers import BatchFeature
 
 from lmms_textweighted.engine.splice import Splice
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.families.written import Written
 from lmms_textweighted.prompts import IMAGE_TAG
 
 # Stands once for each picture in `Family.pieces`, whatever the model's own ids are (llava.constants.IMAGE_TOKEN_INDEX).
@@ -22,11 +25,13 @@ class Family(ABC):
     """A loaded model of one kind and its processor, whose tokenizer pads on the left.
 
     kinds: what errors call the models of this family. loader: what loaded it, as logs call it. placeholder: what a
-    rendered prompt has once for each picture.
+    rendered prompt has once for each picture. max_new_tokens: of an answer where a task does not say it, as lmms-eval's
+    own model of the kind has it.
     """
 
     kinds: ClassVar[tuple[str, ...]]
     loader: ClassVar[str]
+    max_new_tokens: ClassVar[int] = 1024
     placeholder: ClassVar[str] = IMAGE_TAG
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -71,6 +76,11 @@ class Family(ABC):
     def default_template(self) -> str:
         """The prompt template that the checkpoint was trained with, as far as its kind tells."""
 
+    @property
+    def default_system_prompt(self) -> str | None:
+        """What stands in front of a conversation without a system message; None: only what the template writes."""
+        return None
+
     # How its pictures are prepared.
 
     @property
@@ -94,6 +104,20 @@ class Family(ABC):
             self._others[name] = self.with_aspect_ratio(name)
         return self._others[name]
 
+    def smaller_processor(self, processor: Any, tokens: int) -> Any:
+        """A processor that prepares pictures as `processor` does, but so small that each gives `tokens` tokens.
+
+        Raises InputError where the model cannot take them.
+        """
+        raise InputError(
+            f"pictures cannot be downsampled for a {type(self.model).__name__}: only for a LLaVA-1.5 with a CLIP "
+            f"tower, whose pictures have one size, run by transformers (loader=hf)"
+        )
+
+    def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
+        """While open, the model takes what such a processor prepares. Raises InputError likewise."""
+        return nullcontext(self.smaller_processor(self.processor, tokens))
+
     # How prompts become tokens.
 
     @abstractmethod
@@ -106,6 +130,20 @@ class Family(ABC):
     def pieces(self, prompt: str, template: str, *, offsets: bool = False) -> Pieces:
         """A prompt's ids with IMAGE_TAG_ID once for each picture, and each id's range of characters, as `encode` has
         them. Raises InputError when ranges are asked of a tokenizer that does not know them."""
+
+    def encode_written(
+        self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
+    ) -> tuple[BatchFeature, list[list[Written]] | None]:
+        """`encode`, and for each prompt what its pictures became in it; None where the processor does not say so."""
+        return self.encode(processor, prompts, images, template), None
+
+    def picture_sizes(self, written: Sequence[Written]) -> tuple[int, ...]:
+        """The number of image tokens of each of a prompt's pictures. written: as `encode_written` gives it."""
+        raise NotImplementedError
+
+    def expanded_pieces(self, prompt: str, template: str, written: Sequence[Written]) -> Pieces:
+        """`pieces` with ranges of the prompt whose pictures became `written`: every image token is there."""
+        return self.pieces(prompt, template, offsets=True)
 
     @abstractmethod
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ from transformers import LlavaProcessor
 
 from lmms_textweighted.engine.splice import removed_at_end, replaced
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.families.images import LlavaImageProcessor
-from lmms_textweighted.families.llava import plain_image_processor
+from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
+from lmms_textweighted.families.liuhaotian.processing import PlaceholderProcessor
 
 
 @contextmanager
@@ -25,32 +26,33 @@ def downsampled(model: Any, processor: Any, side: int) -> Iterator[Any]:
     (bicubic, as its `interpolate_pos_encoding`): the tower was not trained at this size, which is part of what the
     baseline costs. With the tower's own side nothing changes, bit for bit. The model is as it was when the block ends.
 
-    model, processor: a LLaVA-1.5 of transformers with a CLIP tower. Raises InputError for another, and for a side that
-    is no multiple of the tower's patch or larger than its own pictures.
+    model, processor: a LLaVA-1.5 of transformers with a CLIP tower, also one that was converted in memory. Raises
+    InputError for another, and for a side that is no multiple of the tower's patch or larger than its own pictures.
     """
-    vision: Any = getattr(model.config, "vision_config", None)
-    kind = getattr(model.config, "model_type", None)
-    if kind != "llava" or vision.model_type != "clip_vision_model" or not isinstance(processor, LlavaProcessor):
-        raise InputError(
-            f"pictures cannot be downsampled for a model of type {kind!r}: only for a LLaVA-1.5 of transformers with a "
-            f"CLIP tower, whose pictures have one size"
-        )
+    _check(model, processor)
+    vision = model.config.vision_config
     own, patch = vision.image_size, vision.patch_size
     if isinstance(side, bool) or not isinstance(side, int) or not patch <= side <= own or side % patch:
         raise InputError(f"side is {side!r}: give a multiple of {patch} pixels, from {patch} to {own}")
-    tokens = model.config.image_seq_length - (own // patch) ** 2 + (side // patch) ** 2
-    with ExitStack() as stack:
-        hook = model.model.vision_tower.register_forward_pre_hook(_interpolate, with_kwargs=True)
-        stack.enter_context(removed_at_end(hook))
-        stack.enter_context(replaced(model.config, "image_seq_length", tokens))
-        yield _smaller(processor, side)
+    tokens = (side // patch) ** 2 + _beside_patches(model)
+    smaller = smaller_processor(model, processor, tokens)
+    with smaller_pictures(model, tokens):
+        yield smaller
 
 
-def _interpolate(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return args, {**kwargs, "interpolate_pos_encoding": True}
+def smaller_processor(model: Any, processor: Any, tokens: int) -> Any:
+    """A processor whose pictures give `tokens` tokens each, see `downsampled`.
 
-
-def _smaller(processor: Any, side: int) -> Any:
+    Raises InputError for another model, and for a number that no square of patches has.
+    """
+    _check(model, processor)
+    vision, patches = model.config.vision_config, tokens - _beside_patches(model)
+    if not 1 <= patches <= (vision.image_size // vision.patch_size) ** 2 or math.isqrt(patches) ** 2 != patches:
+        raise InputError(
+            f"a picture of {tokens} tokens cannot be: give the number of a square of patches, at most "
+            f"{model.config.image_seq_length}"
+        )
+    side = math.isqrt(patches) * vision.patch_size
     given = processor.image_processor
     plain = copy.deepcopy(plain_image_processor(given))
     plain.size = {"shortest_edge": side}
@@ -59,3 +61,34 @@ def _smaller(processor: Any, side: int) -> Any:
     wraps = isinstance(given, LlavaImageProcessor)
     changed.image_processor = LlavaImageProcessor(plain, given.aspect_ratio) if wraps else plain
     return changed
+
+
+@contextmanager
+def smaller_pictures(model: Any, tokens: int) -> Iterator[None]:
+    """While open, the model takes what `smaller_processor` prepares. model: as that function checked it."""
+    with ExitStack() as stack:
+        hook = model.model.vision_tower.register_forward_pre_hook(_interpolate, with_kwargs=True)
+        stack.enter_context(removed_at_end(hook))
+        stack.enter_context(replaced(model.config, "image_seq_length", tokens))
+        yield
+
+
+def _check(model: Any, processor: Any) -> None:
+    vision: Any = getattr(model.config, "vision_config", None)
+    kind = getattr(model.config, "model_type", None)
+    known = isinstance(processor, LlavaProcessor | PlaceholderProcessor)
+    if kind != "llava" or vision.model_type != "clip_vision_model" or not known:
+        raise InputError(
+            f"pictures cannot be downsampled for a model of type {kind!r}: only for a LLaVA-1.5 with a CLIP tower, "
+            f"whose pictures have one size, run by transformers (loader=hf)"
+        )
+
+
+def _beside_patches(model: Any) -> int:
+    """Tokens of a picture that are no patch's: the class token's, where the model keeps it."""
+    vision = model.config.vision_config
+    return model.config.image_seq_length - (vision.image_size // vision.patch_size) ** 2
+
+
+def _interpolate(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {**kwargs, "interpolate_pos_encoding": True}

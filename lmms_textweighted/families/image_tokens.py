@@ -1,4 +1,4 @@
-"""transformers' LLaVA, LLaVA-NeXT (1.6) and LLaVA-OneVision: one input id stands for every image token."""
+"""Models of transformers: one input id stands for every image token, and what one picture's tokens are."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class TransformersSplice(Splice):
         self.tokens_per_image = getattr(config, "image_seq_length", None) if config.model_type == "llava" else None
         self._input: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self._sizes: list[int] = []
+        self.made: Any = None  # features that `generate` made before the forward, one a picture
 
     def attach(self, stack: ExitStack) -> None:
         hook = self.model.register_forward_pre_hook(self._before_model, with_kwargs=True)
@@ -49,11 +50,27 @@ class TransformersSplice(Splice):
         ids = input_ids.cpu()
         valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         image = (ids == self.image_token_id) & valid
+        sizes = self._divided(ids, image) if self.stated is None else self._stated_sizes(image)
+        return Prompts(ids.masked_fill(image, IMAGE), valid, tuple(sizes))
+
+    def _divided(self, ids: torch.Tensor, image: torch.Tensor) -> list[tuple[int, ...]]:
+        """The tokens of each row's pictures. ids, image: [B, S] and where among them image tokens stand."""
         left = list(self._sizes)
         sizes = [_split(int(count), left) for count in image.sum(dim=1)]
         if left:
             raise PlanError(f"the model made features of {len(left)} more images than the prompts have tokens for")
-        return Prompts(ids.masked_fill(image, IMAGE), valid, tuple(sizes))
+        return sizes
+
+    def _stated_sizes(self, image: torch.Tensor) -> list[tuple[int, ...]]:
+        stated = self.stated or []
+        beams, rest = divmod(len(image), len(stated)) if stated else (0, 1)
+        if rest or not beams:
+            raise PlanError(f"image_sizes has {len(stated)} rows for a batch of {len(image)}: give one a row")
+        sizes = [tuple(row) for row in stated for _ in range(beams)]
+        for row, count in zip(sizes, image.sum(dim=1).tolist(), strict=True):
+            if sum(row) != count:
+                raise PlanError(f"image_sizes says {list(row)} for a prompt with {count} image tokens: they do not fit")
+        return sizes
 
     def check_step(self) -> None:
         ids, image = self._given()[0], torch.as_tensor(self.image_token_id)
@@ -78,6 +95,44 @@ class TransformersSplice(Splice):
         # `generate` makes the features before the forward, and repeats them for beam search.
         made = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         self._sizes = [] if made is None else _lengths(made)
+        self.made = None if made is None else getattr(made, "pooler_output", made)
+
+
+class RunSplice(TransformersSplice):
+    """A picture is one unbroken run of image tokens: each is fenced by tokens of its own, whatever its tiles are."""
+
+    def _divided(self, ids: torch.Tensor, image: torch.Tensor) -> list[tuple[int, ...]]:
+        return [tuple(length for _, length in _runs(row)) for row in image]
+
+
+class TiledSplice(TransformersSplice):
+    """A picture is several runs of image tokens, each behind a tag that says which tile it is; the last is the whole.
+
+    The last run of a prompt is its last picture's whole view, so the token in front of it is that tag: every run behind
+    the same one ends a picture.
+    """
+
+    def _divided(self, ids: torch.Tensor, image: torch.Tensor) -> list[tuple[int, ...]]:
+        rows = []
+        for row, places in zip(ids.tolist(), image, strict=True):
+            sizes, open_tokens = [], 0
+            runs = _runs(places)
+            for start, length in runs:
+                open_tokens += length
+                if start and row[start - 1] == row[runs[-1][0] - 1]:
+                    sizes.append(open_tokens)
+                    open_tokens = 0
+            if open_tokens:
+                raise PlanError("a prompt begins with an image token: each tile needs a tag in front of it")
+            rows.append(tuple(sizes))
+        return rows
+
+
+def _runs(places: torch.Tensor) -> list[tuple[int, int]]:
+    """(start, length) of each run of True in a bool [S]."""
+    steps = torch.diff(places.int(), prepend=places.new_zeros(1).int(), append=places.new_zeros(1).int())
+    starts, ends = (steps == 1).nonzero().flatten().tolist(), (steps == -1).nonzero().flatten().tolist()
+    return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def _lengths(output: Any) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, CLIPImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.image_utils import make_flat_list_of_images
@@ -179,3 +179,22 @@ def _grid_of_squares(pinpoints: str, side: int) -> list[tuple[int, int]]:
         (least_wide, least_tall), (most_wide, most_tall) = counts[0], counts[-1]
         counts = [(w, h) for w in range(least_wide, most_wide + 1) for h in range(least_tall, most_tall + 1)]
     return [(wide * side, tall * side) for wide, tall in counts]
+
+
+def plain_image_processor(image_processor: Any) -> Any:
+    """CLIP's preparation of one square tile, with this processor's numbers."""
+    if isinstance(image_processor, LlavaImageProcessor):
+        return image_processor.image_processor
+    if type(image_processor).__name__.startswith("CLIP"):
+        return image_processor
+    names = (
+        "size",
+        "crop_size",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "do_center_crop",
+        "do_resize",
+    )
+    return CLIPImageProcessor(**{name: getattr(image_processor, name) for name in names})

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoProcessor,
     BatchFeature,
-    CLIPImageProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
@@ -19,14 +17,14 @@ from transformers import (
     LlavaProcessor,
 )
 
-from lmms_textweighted.errors import CheckpointError, InputError, first_line
+from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.base import IMAGE_TAG_ID, Pieces
-from lmms_textweighted.families.images import LlavaImageProcessor
+from lmms_textweighted.families.downsample import smaller_pictures, smaller_processor
+from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
 from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY, trained_template
-from lmms_textweighted.families.loading import Loaded, LoadOptions, check_complete
+from lmms_textweighted.families.loading import Loaded, LoadOptions
 from lmms_textweighted.families.pieces import check_offsets, llava_pieces, padded
-from lmms_textweighted.families.transformers_family import TransformersFamily
-from lmms_textweighted.families.weights import LOAD_ERRORS, notice_pickles
+from lmms_textweighted.families.transformers_family import TransformersFamily, load_transformers
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG
 
 # model_type -> class: LLaVA-1.5, LLaVA-NeXT (1.6), LLaVA-OneVision.
@@ -38,27 +36,8 @@ MODELS: dict[str, Any] = {
 
 
 def load(pretrained: str, folder: str, config: dict[str, Any], options: LoadOptions) -> Loaded:
-    """Load a checkpoint by transformers. Raises CheckpointError when it is none of MODELS or cannot be loaded."""
-    model_type = config.get("model_type")
-    if model_type not in MODELS:
-        raise CheckpointError(
-            f"checkpoint {pretrained!r} is no LLaVA in transformers' format: its model_type is {model_type!r}, "
-            f"needed is one of {', '.join(MODELS)}"
-        )
-    arguments = options.model_arguments()
-    if Path(folder).is_dir():
-        notice_pickles(Path(folder))
-    try:
-        model, info = MODELS[model_type].from_pretrained(
-            folder, revision=options.revision, output_loading_info=True, **arguments
-        )
-        processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
-    except LOAD_ERRORS as error:
-        raise CheckpointError(
-            f"checkpoint {pretrained!r} cannot be loaded ({first_line(error)}): is the download whole?"
-        ) from error
-    check_complete(pretrained, info["missing_keys"])
-    processor.tokenizer.padding_side = "left"
+    """Load a checkpoint by transformers, of one of MODELS. Raises CheckpointError when it cannot be loaded."""
+    model, processor = load_transformers(MODELS[config["model_type"]], pretrained, folder, options)
     # A converted checkpoint remembers how its pictures were prepared; transformers has no place for that.
     ratio = options.image_aspect_ratio or config.get("image_aspect_ratio")
     return Loaded(options.place(model), with_aspect_ratio(processor, ratio) if ratio else processor)
@@ -88,6 +67,12 @@ class LlavaFamily(TransformersFamily):
 
     def with_aspect_ratio(self, name: str) -> Any:
         return with_aspect_ratio(self.processor, name)
+
+    def smaller_processor(self, processor: Any, tokens: int) -> Any:
+        return smaller_processor(self.model, processor, tokens)
+
+    def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
+        return smaller_pictures(self.model, tokens)
 
     def encode(
         self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str
@@ -134,22 +119,3 @@ def with_aspect_ratio(processor: Any, aspect_ratio: str) -> Any:
     changed.image_processor = image_processor
     changed.image_aspect_ratio = aspect_ratio
     return changed
-
-
-def plain_image_processor(image_processor: Any) -> Any:
-    """CLIP's preparation of one square tile, with this processor's numbers."""
-    if isinstance(image_processor, LlavaImageProcessor):
-        return image_processor.image_processor
-    if type(image_processor).__name__.startswith("CLIP"):
-        return image_processor
-    names = (
-        "size",
-        "crop_size",
-        "image_mean",
-        "image_std",
-        "resample",
-        "rescale_factor",
-        "do_center_crop",
-        "do_resize",
-    )
-    return CLIPImageProcessor(**{name: getattr(image_processor, name) for name in names})

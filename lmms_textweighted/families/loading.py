@@ -26,6 +26,7 @@ TINY = "tiny"
 LOADERS = ("auto", "hf", "llava")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+PICTURE_LIMITS = ("min_pixels", "max_pixels", "min_patches", "max_patches")
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.onnx", "*.ot"]
 
 
@@ -42,7 +43,8 @@ class LoadOptions:
 
     loader: `auto`, `hf` or `llava` (see `families.load`). vision_tower: a local CLIP folder, for checkpoints in
     liuhaotian format that only name theirs. image_aspect_ratio: `pad`, `square` or `anyres` as in LLaVA; None is the
-    checkpoint's own.
+    checkpoint's own. min_pixels, max_pixels (Qwen-VL, GLM-V), min_patches, max_patches (InternVL's tiles): how large a
+    picture may become; None is what lmms-eval's own model of the kind takes.
     """
 
     device: str | None = None
@@ -53,6 +55,14 @@ class LoadOptions:
     loader: str = "auto"
     vision_tower: str | None = None
     image_aspect_ratio: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_patches: int | None = None
+    max_patches: int | None = None
+
+    def picture_limits(self) -> dict[str, int]:
+        """The limits that are given, by name."""
+        return {name: getattr(self, name) for name in PICTURE_LIMITS if getattr(self, name) is not None}
 
     @property
     def resolved_device(self) -> str:
@@ -79,6 +89,14 @@ class LoadOptions:
         if str(self.device).split(":")[0] == "meta" or self.device_map == "meta":
             raise InputError("device is 'meta', where weights have no values: give cuda or cpu, or leave it out")
         _ = self.resolved_dtype
+        limits = self.picture_limits()
+        for name, value in limits.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}: give a whole number of at least 1")
+        for unit in ("pixels", "patches"):
+            least, most = limits.get(f"min_{unit}"), limits.get(f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                raise InputError(f"min_{unit} is {least}, but max_{unit} is {most}: give a smaller min_{unit}")
 
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of transformers' `from_pretrained`."""

@@ -12,7 +12,7 @@ import yaml
 from lmms_eval.utils import simple_parse_args_string
 
 from lmms_textweighted.errors import InputError, first_line
-from lmms_textweighted.harness.names import MODEL_NAME
+from lmms_textweighted.harness.names import MODEL_NAMES
 
 CHAT_TEMPLATE = "apply_chat_template: the model writes its own prompts, conv_template says which: leave it out"
 
@@ -57,7 +57,7 @@ def asked_decoding(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ours(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [run for run in runs if run.get("model") == MODEL_NAME]
+    return [run for run in runs if run.get("model") in MODEL_NAMES]
 
 
 def _is_running() -> bool:

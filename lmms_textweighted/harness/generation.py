@@ -30,8 +30,12 @@ _UNDERSTOOD = {
 _WARNED: set[str] = set()
 
 
-def split_generation_kwargs(kwargs: dict[str, Any]) -> tuple[Decoding, bool]:
+def split_generation_kwargs(
+    kwargs: dict[str, Any], max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+) -> tuple[Decoding, bool]:
     """(decoding, whether the task asks for ranks). Keys that have no meaning here are warned of once.
+
+    max_new_tokens: where the task does not say it.
 
     `do_sample: false` decodes greedily whatever the temperature; without it a temperature above 0 samples. `do_sample:
     true` without a temperature samples at 1. None is "not given"; 0 is a value. Raises InputError for one that cannot
@@ -53,7 +57,7 @@ def split_generation_kwargs(kwargs: dict[str, Any]) -> tuple[Decoding, bool]:
     if penalty == 0:
         raise InputError("generation kwarg repetition_penalty is 0: give a number above 0, 1 changes nothing")
     decoding = Decoding(
-        max_new_tokens=_number(kwargs, new, DEFAULT_MAX_NEW_TOKENS, least=1, whole=True),
+        max_new_tokens=_number(kwargs, new, max_new_tokens, least=1, whole=True),
         temperature=0.0 if sample is False else temperature,
         top_p=_number(kwargs, "top_p", None, least=0, most=1),
         top_k=top_k,

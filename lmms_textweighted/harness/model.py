@@ -1,4 +1,4 @@
-"""The model that lmms-eval runs as `--model llava_textweighted`."""
+"""The model that lmms-eval runs as `--model llava_textweighted` or `--model vlm_textweighted`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ class LlavaTextweighted(lmms):
             self.geometry = geometry_of(self.llava.model)
             self.settings.check(self.geometry)
             self.llava.plan = self.settings.plan(self.geometry)
+            self.llava.check_pictures(self.llava.plan)
             if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
@@ -99,6 +100,7 @@ class LlavaTextweighted(lmms):
             template=self.settings.conv_template,
             seed=self.settings.seed,
             stated=self.settings.stated(),
+            system_prompt=self.settings.system_prompt,
         )
 
     def _run_settings(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class LlavaTextweighted(lmms):
             "loader": self.llava.loader,
             "conv_template": self.llava.template,
             "image_aspect_ratio": self.llava.image_aspect_ratio,
+            **({"system_prompt": self.llava.acting_system_prompt} if self.llava.acting_system_prompt else {}),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "attn_implementation": model.config.get_text_config()._attn_implementation,
@@ -225,7 +228,7 @@ class LlavaTextweighted(lmms):
             with ending_the_run(_where(request)), strict_pillow():
                 prepared.append(self._messages(request))
         with ending_the_run(_where(*batch)):
-            decoding, ranks = split_generation_kwargs(prepared[0][1])
+            decoding, ranks = split_generation_kwargs(prepared[0][1], self.llava.family.max_new_tokens)
             check_acts(prepared[0][1], decoding, self._asked_decoding)
             began = time.perf_counter()
             ranks, ratio = ranks or self.settings.ranks, self._aspect_ratio(prepared[0][1])

@@ -1,4 +1,4 @@
-"""The model arguments of `llava_textweighted`: names, defaults and checks, in one place."""
+"""The model arguments of `llava_textweighted` and `vlm_textweighted`: names, defaults and checks, in one place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
+from lmms_textweighted.families.loading import PICTURE_LIMITS
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan
 from lmms_textweighted.methods.budget import BUDGETS, Budget, Geometry
@@ -24,9 +25,10 @@ class Settings:
     keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope, positions: see
     `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None suits the
     checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes
-    before a task's. seed: of the `random` strategy. ranks: measure the last layer's ranks for every task (the rank
-    tasks ask for them themselves). system_length, image_length: checked against every input. The rest: see
-    `families.LoadOptions`.
+    before a task's. min_pixels, max_pixels, min_patches, max_patches: see there. system_prompt: in front of a
+    conversation without one; None is what lmms-eval's own model of the kind has, an empty one is none. seed: of the
+    `random` strategy. ranks: measure the last layer's ranks for every task (the rank tasks ask for them themselves).
+    system_length, image_length: checked against every input. The rest: see `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT
@@ -43,6 +45,11 @@ class Settings:
     loader: str = "auto"
     vision_tower: str | None = None
     image_aspect_ratio: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_patches: int | None = None
+    max_patches: int | None = None
+    system_prompt: str | None = None
     seed: int = 0
     ranks: bool = False
     dtype: str = "auto"
@@ -69,6 +76,8 @@ class Settings:
             raise InputError(f"seed is {settings.seed!r}: give a whole number")
         if not isinstance(settings.ranks, bool):
             raise InputError(f"ranks is {settings.ranks!r}: give True or False")
+        if settings.system_prompt is not None and not isinstance(settings.system_prompt, str):
+            raise InputError(f"system_prompt is {settings.system_prompt!r}: give a text")
         settings.load_options()
         settings.plan()
         return settings
@@ -100,7 +109,8 @@ class Settings:
             image_tokens = None
         self.plan(geometry).check(geometry.layers, image_tokens)
         budget = self.budget()
-        if not find_method(self.strategy).removes and (self.pruning_layer is not None or budget is not None):
+        method = find_method(self.strategy)
+        if not method.removes and not method.takes_budget and (self.pruning_layer is not None or budget is not None):
             stated = make_plan(
                 DEFAULT_STRATEGY,
                 pruning_layer=self.pruning_layer,
@@ -120,6 +130,7 @@ class Settings:
             loader=self.loader,
             vision_tower=self.vision_tower,
             image_aspect_ratio=self.image_aspect_ratio,
+            **{name: getattr(self, name) for name in PICTURE_LIMITS},
         )
 
     def stated(self) -> StatedLengths:

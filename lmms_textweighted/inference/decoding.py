@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StopStringCriteria
 
-DEFAULT_MAX_NEW_TOKENS = 1024
+from lmms_textweighted.families.base import Family
+
+DEFAULT_MAX_NEW_TOKENS = Family.max_new_tokens
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from lmms_textweighted.inference.context import check_context
 from lmms_textweighted.inference.decoding import Decoding, FirstToken, Timing, cut
 from lmms_textweighted.inference.question import question_tokens
 from lmms_textweighted.inference.stated import StatedLengths, check_stated_lengths
-from lmms_textweighted.prompts import Message, check_template, render, stop_string
+from lmms_textweighted.prompts import IMAGE_TAG, Message, check_template, render, stop_string, untagged
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,20 @@ class Answer:
 @dataclass(frozen=True)
 class Encoded:
     """A batch of prompts as the model takes them. question: for each row, which of its text tokens are the question's;
-    None for a row without images, and where nobody asked."""
+    None for a row without images, and where nobody asked. image_sizes: for each row, the number of tokens of each of
+    its pictures; None where the processor does not say so."""
 
     inputs: BatchFeature
     question: list[torch.Tensor | None]
+    image_sizes: list[tuple[int, ...]] | None = None
 
 
 @dataclass
 class PrunedLlava:
-    """A loaded LLaVA with a plan and a prompt template. template None: the one that suits the checkpoint."""
+    """A loaded model with a plan and a prompt template. template None: the one that suits the checkpoint.
+
+    system_prompt: stands in front of a conversation without a system message; None is the family's own, "" is none.
+    """
 
     model: Any
     processor: Any
@@ -58,6 +64,7 @@ class PrunedLlava:
     template: str | None = None
     seed: int = 0
     stated: StatedLengths = field(default_factory=StatedLengths)
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         self.family = family_of(self.model, self.processor)
@@ -82,6 +89,16 @@ class PrunedLlava:
         """The number of tokens of every image, where the checkpoint fixes it."""
         return self.family.tokens_per_image
 
+    def check_pictures(self, plan: Plan) -> None:
+        """Raise InputError where the model cannot take pictures of the size that a plan has."""
+        if plan.picture is not None:
+            self.family.smaller_processor(self.processor, plan.picture.tokens)
+
+    @property
+    def acting_system_prompt(self) -> str | None:
+        """What stands in front of a conversation without a system message of its own."""
+        return self.family.default_system_prompt if self.system_prompt is None else self.system_prompt
+
     def with_aspect_ratio(self, image_aspect_ratio: str) -> PrunedLlava:
         """The same model with pictures prepared in another way. Raises InputError where it cannot take them."""
         return replace(self, processor=self.family.processor_for(image_aspect_ratio))
@@ -93,14 +110,17 @@ class PrunedLlava:
         question: bool = False,
         image_aspect_ratio: str | None = None,
     ) -> Encoded:
-        """Prompts and pictures -> the model's inputs on its device, padded on the left.
+        """Prompts and pictures -> the model's inputs on its device, padded on the left. Pictures have the plan's size.
 
         question: also find each prompt's question. image_aspect_ratio: for this batch, instead of `processor`'s.
         Raises PromptError for a prompt that cannot be used: longer than the model's context, or tags and pictures that
         disagree; InputError when a stated length is not the input's.
         """
         processor = self.family.processor_for(image_aspect_ratio)
-        prompts, images, voters = [], [], []
+        if self.plan.picture is not None:
+            processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
+        conversations = [self._whole(messages) for messages in conversations]
+        prompts, images = [], []
         for row, messages in enumerate(conversations):
             try:
                 prompt = self._prompt(messages)
@@ -111,17 +131,23 @@ class PrunedLlava:
                         f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures: "
                         f"give one for each"
                     )
-                voters.append(
-                    question_tokens(self.family, prompt, messages, self._template) if question and pictures else None
-                )
             except InputError as error:
                 raise PromptError(str(error), row) from error
             prompts.append(prompt)
             images.append(pictures)
-        inputs = self.family.encode(processor, prompts, images, self._template)
+        inputs, written = self.family.encode_written(processor, prompts, images, self._template)
+        voters: list[torch.Tensor | None] = [None] * len(prompts)
+        for row, (prompt, messages) in enumerate(zip(prompts, conversations, strict=True)):
+            if question and images[row]:
+                given = None if written is None else written[row]
+                try:
+                    voters[row] = question_tokens(self.family, prompt, messages, self._template, given)
+                except InputError as error:
+                    raise PromptError(str(error), row) from error
+        sizes = None if written is None else [self.family.picture_sizes(row) for row in written]
         check_context(self.family, inputs["input_ids"], inputs["attention_mask"])
         check_stated_lengths(self.family, inputs["input_ids"], inputs["attention_mask"], self.stated)
-        return Encoded(_placed(inputs, self.model), voters)
+        return Encoded(_placed(inputs, self.model), voters, sizes)
 
     def generate(
         self,
@@ -154,7 +180,7 @@ class PrunedLlava:
             text = self.processor.tokenizer.decode(new[:count], skip_special_tokens=True)
             document = trace.documents[row * decoding.num_beams]
             prepared = image_aspect_ratio or self.image_aspect_ratio
-            answers.append(Answer(cut(text, decoding.until), document.full_length, count, document, prepared, timing))
+            answers.append(Answer(cut(text, decoding.until), document.input_length, count, document, prepared, timing))
         return answers
 
     def loss(self, messages: Sequence[Message], continuation: str) -> tuple[float, bool, DocumentTrace]:
@@ -164,6 +190,7 @@ class PrunedLlava:
         top of the shortened cache, so it has no say in what is kept.
         """
         encoded = self.encode([messages], question=self.plan.text_scope == "question")
+        messages = self._whole(messages)
         before, _ = self.family.pieces(self._prompt(messages), self._template)
         whole = [*messages, Message("assistant", (("text", continuation),))]
         after, _ = self.family.pieces(self._prompt(whole), self._template)
@@ -177,10 +204,9 @@ class PrunedLlava:
             first = self.model(**encoded.inputs, use_cache=True, **({"logits_to_keep": 1} if takes_count else {}))
             logits = first.logits[:, -1:]
             if target.shape[1] > 1:
-                length = trace.documents[0].full_length + target.shape[1] - 1
+                # Without a mask: nothing is padding, and a model with M-RoPE would count its positions by the mask.
                 rest = self.model(
                     input_ids=target[:, :-1],
-                    attention_mask=torch.ones(1, length, dtype=torch.long, device=target.device),
                     **{CACHE_NAME: getattr(first, CACHE_NAME)},
                     use_cache=True,
                 )
@@ -199,6 +225,14 @@ class PrunedLlava:
             return decoding
         return replace(decoding, until=(*decoding.until, stop))
 
+    def _whole(self, messages: Sequence[Message]) -> list[Message]:
+        """The conversation with its system prompt, and with its pictures where `<image>` tags of the text say so."""
+        system = self.acting_system_prompt
+        whole = list(messages)
+        if system and not (whole and whole[0].role == "system"):
+            whole.insert(0, Message("system", (("text", system),)))
+        return whole if self.family.placeholder == IMAGE_TAG else [untagged(message) for message in whole]
+
     def _prompt(self, messages: Sequence[Message]) -> str:
         return render(self._template, messages, self.processor)
 
@@ -206,8 +240,21 @@ class PrunedLlava:
     def _template(self) -> str:
         return check_template(self.template or self.family.default_template())
 
-    def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Any:
-        return prune(self.model, self.plan, ranks=ranks, seed=self.seed, question=encoded.question)
+    @contextmanager
+    def _pruning(self, encoded: Encoded, *, ranks: bool = False) -> Iterator[Trace]:
+        with ExitStack() as stack:
+            if self.plan.picture is not None:
+                stack.enter_context(self.family.smaller_pictures(self.plan.picture.tokens))
+            yield stack.enter_context(
+                prune(
+                    self.model,
+                    self.plan,
+                    ranks=ranks,
+                    seed=self.seed,
+                    question=encoded.question,
+                    image_sizes=encoded.image_sizes,
+                )
+            )
 
     def _generated(self, ids: torch.Tensor) -> int:
         """Number of generated tokens, the end token included and the padding behind a stopped row not."""

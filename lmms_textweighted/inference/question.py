@@ -10,12 +10,16 @@ import torch
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.base import IMAGE_TAG_ID, Family
+from lmms_textweighted.families.written import Written
 from lmms_textweighted.prompts import Message, question_span, render
 
 
-def question_tokens(family: Family, prompt: str, messages: Sequence[Message], template: str) -> torch.Tensor:
+def question_tokens(
+    family: Family, prompt: str, messages: Sequence[Message], template: str, written: Sequence[Written] | None = None
+) -> torch.Tensor:
     """Which of a prompt's text tokens are its question's: bool, one a text token in order (images not counted).
 
+    written: what the processor wrote for the prompt's pictures, which has text tokens, too; None where it does not say.
     The question is that of the last user turn, see `prompts.question_span`. Raises InputError when it is not found.
     """
     turns = [message.text for message in messages if message.role == "user"]
@@ -31,7 +35,10 @@ def question_tokens(family: Family, prompt: str, messages: Sequence[Message], te
     if start < 0:
         raise InputError("text_scope=question: the template changes the question's text, so its tokens are not known")
     end = start + last - first
-    ids, spans = family.pieces(prompt, template, offsets=True)
+    if written is None:
+        ids, spans = family.pieces(prompt, template, offsets=True)
+    else:
+        ids, spans = family.expanded_pieces(prompt, template, written)
     marks = [
         begin < end and finish > start
         for token, (begin, finish) in zip(ids, spans, strict=True)

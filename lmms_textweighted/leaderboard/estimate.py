@@ -9,7 +9,7 @@ weights, and the task's own scoring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmms_textweighted.engine.cost import (
     DecoderShape,
@@ -153,10 +153,12 @@ def document_cost(
     else:
         kept = [images * tokens for tokens in image_lengths(plan, shape.layers, geometry.image_tokens)]
     lengths = [text + tokens for tokens in kept]
+    # A smaller picture is less work for the tower, too.
+    patches = geometry.vision.patches if plan.picture is None else plan.picture.tokens
     steps = [[length + step for length in lengths] for step in range(1, answer)]
     moved = sum(_step_bytes(shape, seen, element_size, rates.batch) for seen in steps) / rates.batch
     return Cost(
-        vision=images * vision_flops(geometry.vision),
+        vision=images * vision_flops(replace(geometry.vision, patches=patches)),
         prefill=prefill_flops(shape, lengths),
         decode=sum(_step_flops(shape, seen) for seen in steps),
         decode_seconds=moved / rates.bytes_per_second,
@@ -183,7 +185,7 @@ def _task_cost(task: Task, plan: Plan, made: Estimate) -> Cost:
 def _step_flops(shape: DecoderShape, seen: Sequence[int]) -> int:
     """One decoding step whose token sees `seen` keys in each layer, itself among them."""
     width = shape.heads * shape.head_dim
-    return sum(layer_flops(shape, 1) + 4 * width * (keys - 1) for keys in seen)
+    return sum(layer_flops(shape, 1, layer=n) + 4 * width * (keys - 1) for n, keys in enumerate(seen))
 
 
 def _step_bytes(shape: DecoderShape, seen: Sequence[int], element_size: int, batch: int) -> int:

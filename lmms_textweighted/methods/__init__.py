@@ -22,6 +22,7 @@ from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.dart import DART
+from lmms_textweighted.methods.downsample import DOWNSAMPLE
 from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
@@ -78,6 +79,7 @@ _OWN: tuple[Method, ...] = (
     UNIFORM_GRID_PRE,
     POOL,
     POOL_PRE,
+    DOWNSAMPLE,
     RANDOM,
     RANDOM_PRE,
     NONE,

@@ -25,9 +25,9 @@ class Method(ABC):
     """A way of choosing image tokens. A method in a file of one's own needs no registry: its plan goes into `prune`.
 
     name: what command lines and results call it. label: what pictures and tables call it. source: paper, authors, year
-    and arXiv number. removes: False where nothing ever leaves. takes_budget: False where the name says it all (`none`,
-    presets, plans from a file). layer: the pruning layer that the name itself fixes. default_positions: what becomes of
-    the positions of what stays, see `Plan`, as its authors have it.
+    and arXiv number. removes: False where nothing ever leaves the decoder. takes_budget: False where the name says it
+    all (`none`, presets, plans from a file). layer: the pruning layer that the name itself fixes. default_positions:
+    what becomes of the positions of what stays, see `Plan`, as its authors have it.
     """
 
     name: str
@@ -137,11 +137,11 @@ class Method(ABC):
 
     @property
     def is_text_guided(self) -> bool:
-        """Whether what stays depends on the text: some scorer reads rows that are not the image's alone.
+        """Whether what stays depends on the text: some scorer reads rows or keys that are not the image's alone.
 
         Overridden where a scorer reads rows, and then does not use them.
         """
-        return any(stage.scorer.reads in (Rows.LAST, Rows.TEXT, Rows.ALL) for stage in self.solve().stages)
+        return any(stage.scorer.reads in (Rows.LAST, Rows.TEXT, Rows.ALL, Rows.KEYS) for stage in self.solve().stages)
 
 
 @dataclass(frozen=True)

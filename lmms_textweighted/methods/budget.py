@@ -139,8 +139,10 @@ def cost_of(plan: Plan, geometry: Geometry) -> Cost:
 
 
 def image_lengths(plan: Plan, layers: int, image_tokens: int) -> list[int]:
-    """Image tokens that each of `layers` layers sees of a picture of `image_tokens`: fewer after a stage's layer."""
+    """Image tokens that each of `layers` layers sees of a picture of `image_tokens`: fewer after a stage's layer, and
+    from the start where the plan makes pictures smaller."""
     stages = {stage.layer: stage for stage in plan.stages}
+    image_tokens = image_tokens if plan.picture is None else plan.picture.tokens
     lengths, left = [], image_tokens
     for layer in range(-1, layers):
         if layer >= 0:
@@ -177,15 +179,16 @@ _SLACK = 1e-9  # of sums of fractions
 
 def _out_of_reach(plan: Plan, budget: Budget, geometry: Geometry, least: float, most: float, whole: int) -> str:
     layers = [stage.layer for stage in plan.stages]
-    if not layers:
+    if not layers and plan.picture is None:
         return f"{budget.kind} is {budget.value}, but {plan.name} removes nothing: leave it out"
     mean = budget.kind == "equivalent_tokens"
     side, bound = ("above", most) if budget.value > most else ("below", least)
     what = f"a mean of {_rounded(bound)} of {whole} tokens" if mean else f"a FLOPs ratio of {_rounded(bound)}"
-    advice = "give at most that" if side == "above" else "give at least that, or let tokens leave earlier"
+    earlier = ", or let tokens leave earlier" if layers else ""
+    advice = "give at most that" if side == "above" else f"give at least that{earlier}"
+    place = f" with layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {geometry.layers}"
     return (
-        f"{plan.name} with layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {geometry.layers} "
-        f"cannot go {side} {what}, but {budget.kind} is {budget.value:g}: {advice}"
+        f"{plan.name}{place if layers else ''} cannot go {side} {what}, but {budget.kind} is {budget.value:g}: {advice}"
     )
 
 

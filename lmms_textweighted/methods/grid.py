@@ -4,8 +4,8 @@ No paper owns them and no two codes agree, so they are defined here. `N` tokens 
 
 - Two axes, where `N` is a square S x S and `n = a * b` with `a <= b <= min(S, 2a)`; of several such, that whose `a` is
   largest. `a` counts rows. 192 of 576 is 12 x 16, 128 is 8 x 16, 64 is 8 x 8, 32 is 4 x 8, 16 is 4 x 4.
-- Two axes, where `N` is a square S x S and `n = a * b` with `a <= b <= min(S, 2a)`; of several, that whose `a` is
-  where a budget is for several images together, whose tokens are then one list.
+- One axis, the tokens as a list, where there is no such `a`: so also where `N` is no square, and where a budget is for
+  several images together.
 
 On an axis of `S` places that becomes `a`, cell `i` spans the places from floor(i S / a) up to, not with,
 ceil((i + 1) S / a): adaptive average pooling's, which overlap where `a` does not divide `S`. Its middle is

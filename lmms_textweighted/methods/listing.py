@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
 from lmms_textweighted.engine.scoring import RowWeighting
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Cost, Geometry, cost_of
@@ -69,11 +69,11 @@ def entry_of(method: Method, presets: Sequence[Preset] = ()) -> Entry:
         name=method.name,
         label=method.label,
         source=method.source,
-        paper=head.partition(",")[0].strip() if method.removes else "",
+        paper=head.partition(",")[0].strip() if method.removes or plan.picture else "",
         year=year.group() if year else "",
-        leaves_after=tuple(stage.layer for stage in plan.stages),
+        leaves_after=tuple(stage.layer for stage in plan.stages) or ((EMBEDDINGS,) if plan.picture else ()),
         text_guided=method.is_text_guided,
-        positions=plan.positions if plan.stages else "",
+        positions=plan.positions if plan.stages or plan.picture else "",
         presets=tuple(preset.name for preset in presets if preset.of == method.name),
     )
 

@@ -30,3 +30,12 @@ def run_lock(folder: Path) -> Iterator[int | None]:
     """The lock of a run's folder, as `file_lock` gives it."""
     with file_lock(folder / "lock") as held:
         yield held
+
+
+def taken(file: int) -> bool:
+    """Whether this process now holds the lock on an open file, until it closes it: False where another one does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lmms_textweighted.errors import InputError, first_problem
+from lmms_textweighted.methods.budget import BUDGETS
 from lmms_textweighted.regress.compact import from_ranges
 
+Share = Annotated[float, Field(gt=0, le=1)]
 SCHEMA_VERSION = 1  # of what this program writes and reads
 
 COMPARED = {
@@ -30,7 +41,8 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """What is run. num_samples: the first N documents of the task. keep_tokens: budgets, each with every strategy.
+    """What is run. num_samples: the first N documents of the task. keep_tokens, keep_ratio, equivalent_tokens,
+    flops_ratio: budgets of one kind, each with every strategy; see `methods.budget.Budget`.
 
     conv_mode, image_aspect_ratio None: the checkpoint's own. The rest: see `methods.make_plan`, `families.LoadOptions`.
     """
@@ -39,7 +51,10 @@ class Settings(_Record):
     task: str = "shapes_mcq"
     num_samples: PositiveInt = 48
     strategies: tuple[str, ...] = ("text_weighted", "fastv", "random", "none")
-    keep_tokens: tuple[PositiveInt, ...] = (64,)
+    keep_tokens: tuple[PositiveInt, ...] | None = (64,)
+    keep_ratio: tuple[Share, ...] | None = None
+    equivalent_tokens: tuple[PositiveFloat, ...] | None = None
+    flops_ratio: tuple[Share, ...] | None = None
     pruning_layer: int = 2
     text_scope: str = "after"
     keep_scope: str = "image"
@@ -53,6 +68,18 @@ class Settings(_Record):
     batch_size: PositiveInt = 8
     device: str | None = None
     attn_implementation: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Settings:
+        given = [name for name in BUDGETS if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"{' and '.join(given) or 'no budget'} given: give exactly one of {', '.join(BUDGETS)}")
+        return self
+
+    @property
+    def budgets(self) -> tuple[str, tuple[float, ...]]:
+        """(their kind, the budgets)"""
+        return next((name, values) for name in BUDGETS if (values := getattr(self, name)))
 
 
 class Tolerances(_Record):

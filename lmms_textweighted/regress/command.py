@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lmms_textweighted.errors import InputError, NotComparableError, TextweightedError, first_problem
-from lmms_textweighted.experiment.ranges import parse_tokens
+from lmms_textweighted.experiment.ranges import parse_budgets
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
+from lmms_textweighted.methods.budget import BUDGETS
 from lmms_textweighted.regress.baseline import (
     Baseline,
     Settings,
@@ -95,8 +96,11 @@ def _settings(base: Settings, options: dict[str, Any]) -> Settings:
     given = dict(options)
     if "strategies" in given:
         given["strategies"] = [name.strip() for name in given["strategies"].split(",") if name.strip()]
-    if "keep_tokens" in given:
-        given["keep_tokens"] = parse_tokens(given["keep_tokens"])
+    kinds = [kind for kind in BUDGETS if kind in given]
+    for kind in kinds:
+        given[kind] = parse_budgets(given[kind], kind)
+    if kinds:  # in place of the baseline's, whatever their kind
+        given = {**dict.fromkeys(BUDGETS), **given}
     try:
         return Settings.model_validate({**base.model_dump(), **given})
     except ValidationError as error:

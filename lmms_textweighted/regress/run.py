@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lmms_textweighted.engine.decoder import find_decoder
+from lmms_textweighted.engine.plan import NONE
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points
@@ -23,7 +24,7 @@ from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import in_halves
-from lmms_textweighted.methods.budget import Geometry
+from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
@@ -61,8 +62,9 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
         for point in points:
             for first in range(0, len(documents), settings.batch_size):
                 batch = documents[first : first + settings.batch_size]
-                outcomes += _answer(llava, source, point, batch, decoding)
+                outcomes += _answer(llava, source, point, _name(point, settings), batch, decoding)
                 progress.advance(work, len(batch))
+    whole = replace(llava, plan=NONE)  # the last point's pictures may be smaller
     return Baseline(
         settings=settings,
         setup=Setup(
@@ -73,19 +75,23 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
             preparation=_preparation(llava),
             versions=versions,
         ),
-        documents=tuple(_record(llava, *each) for each in zip(documents, contents, strict=True)),
-        points=tuple(_point(point, outcomes) for point in points),
+        documents=tuple(_record(whole, *each) for each in zip(documents, contents, strict=True)),
+        points=tuple(_point(point, _name(point, settings), outcomes) for point in points),
         outcomes=tuple(outcomes),
     )
 
 
 def _points(settings: Settings, geometry: Geometry | None = None) -> list[Point]:
+    """Without a model, plans that must be solved for one are made for a share of its tokens."""
+    kind, budgets = settings.budgets
+    solved = Budget.of(**{kind: budgets[0]}).is_solved
     return make_points(
         settings.strategies,
-        settings.keep_tokens,
+        (1.0,) if geometry is None and solved else budgets,
         settings.pruning_layer,
         text_scope=settings.text_scope,
         keep_scope=settings.keep_scope,
+        kind="keep_ratio" if geometry is None and solved else kind,
         geometry=geometry,
     )
 
@@ -127,20 +133,20 @@ def _load(settings: Settings) -> PrunedLlava:
 
 
 def _answer(
-    llava: PrunedLlava, source: Documents, point: Point, batch: list[Document], decoding: Decoding
+    llava: PrunedLlava, source: Documents, point: Point, name: str, batch: list[Document], decoding: Decoding
 ) -> list[Outcome]:
     """Raises InputError that names the documents, whatever went wrong with them."""
     llava.plan = point.plan
     try:
-        return in_halves(batch, lambda part: _outcomes(llava, source, point, part, decoding), "documents")
+        return in_halves(batch, lambda part: _outcomes(llava, source, name, part, decoding), "documents")
     except Exception as error:
         batch = [batch[error.row]] if isinstance(error, PromptError) else batch
         names = batch[0].name if len(batch) == 1 else f"{batch[0].name} to {batch[-1].id}"
-        raise InputError(f"{names}, {_name(point)}: {describe(error)}") from error
+        raise InputError(f"{names}, {name}: {describe(error)}") from error
 
 
 def _outcomes(
-    llava: PrunedLlava, source: Documents, point: Point, batch: Sequence[Document], decoding: Decoding
+    llava: PrunedLlava, source: Documents, name: str, batch: Sequence[Document], decoding: Decoding
 ) -> list[Outcome]:
     with observed_lengths(llava.model) as seen:
         answers = llava.generate([[document.message] for document in batch], decoding)
@@ -148,7 +154,7 @@ def _outcomes(
     told = [max(lengths) for lengths in zip(*(answer.trace.lengths for answer in answers), strict=True)]
     return [
         Outcome(
-            point=_name(point),
+            point=name,
             document=document.id,
             answer=answer.text,
             score=source.score(document, answer.text),
@@ -164,13 +170,15 @@ def _kept(answer: Answer) -> tuple[str, ...]:
     return tuple(to_ranges(stage.kept.tolist()) for stage in answer.trace.stages)
 
 
-def _name(point: Point) -> str:
-    return point.strategy if point.budget is None else f"{point.strategy}@{point.budget}"
+def _name(point: Point, settings: Settings) -> str:
+    """As leaderboards call it: `fastv@64`, `fastv@ratio0.25`, `fastv@equivalent128`, `fastv@flops0.5`."""
+    said = {"keep_tokens": "", "keep_ratio": "ratio", "equivalent_tokens": "equivalent", "flops_ratio": "flops"}
+    return point.strategy if point.budget is None else f"{point.strategy}@{said[settings.budgets[0]]}{point.budget:g}"
 
 
-def _point(point: Point, outcomes: list[Outcome]) -> PointRecord:
-    scores = [outcome.score for outcome in outcomes if outcome.point == _name(point)]
-    return PointRecord(name=_name(point), accuracy=round(fmean(scores), 6), plan=_as_read(point.plan.to_dict()))
+def _point(point: Point, name: str, outcomes: list[Outcome]) -> PointRecord:
+    scores = [outcome.score for outcome in outcomes if outcome.point == name]
+    return PointRecord(name=name, accuracy=round(fmean(scores), 6), plan=_as_read(point.plan.to_dict()))
 
 
 def _record(llava: PrunedLlava, document: Document, content: str) -> DocumentRecord:

@@ -7,6 +7,8 @@ and what the question or the choices say without the picture is worth nothing ei
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT
@@ -22,6 +24,7 @@ _TEMPLATES = {
     "color": "What is the color of {}?",
     "place": "Where is {}?",
 }
+_OBJECT = re.compile(r"(\w+) (\w+) in the (\w+)")
 KINDS = tuple((asked, named) for asked in _TEMPLATES for named in _NAMES if asked != named)
 
 
@@ -74,6 +77,18 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     order = rng.permutation(len(scene.objects))
     parts = [f"{scene.objects[i].color} {scene.objects[i].shape} in the {scene.objects[i].place}" for i in order]
     return ", ".join(parts) + "."
+
+
+def true_caption(scene: Scene) -> str:
+    """`caption` with the objects in the scene's own order."""
+    return ", ".join(f"{item.color} {item.shape} in the {item.place}" for item in scene.objects) + "."
+
+
+def object_f1(answer: str, caption: str) -> float:
+    """How many objects a description names rightly, in [0, 1]: F1 of the (colour, shape, place) it names against those
+    of the true caption. An object counts whole or not at all, once however often it is named, in any order."""
+    named, true = (set(_OBJECT.findall(text)) for text in (answer, caption))
+    return 2 * len(named & true) / (len(named) + len(true))
 
 
 def multiple_choice_text(item: dict, question: str | None = None) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.paths import data_folder
-from lmms_textweighted.tiny.questions import KINDS, MAX_CHOICES, MIN_CHOICES, make_question
+from lmms_textweighted.tiny.questions import KINDS, MAX_CHOICES, MIN_CHOICES, make_question, true_caption
 from lmms_textweighted.tiny.scenes import Scene, random_scene, render
 
 SIZE = 500
@@ -67,6 +67,12 @@ def draw(documents: datasets.Dataset) -> datasets.Dataset:
         return {"image": Image.fromarray(render(Scene.from_dict(json.loads(document["scene"]))))}
 
     return documents.map(picture, remove_columns=["scene"], features=features, keep_in_memory=True)
+
+
+def draw_to_describe(documents: datasets.Dataset) -> datasets.Dataset:
+    """The same pictures with their true captions, and no question."""
+    captions = [true_caption(Scene.from_dict(json.loads(scene))) for scene in documents["scene"]]
+    return draw(documents.select_columns(["id", "scene"]).add_column("caption", captions))
 
 
 def load_testset() -> datasets.Dataset:

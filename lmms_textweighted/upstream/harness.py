@@ -11,7 +11,7 @@ from typing import Any
 from lmms_textweighted.upstream.unpromised import LMMS_EVAL, Names
 
 HARNESS = Names("lmms-eval", LMMS_EVAL)
-_MODEL = "llava_textweighted"
+_MODEL, _SECOND = "llava_textweighted", "vlm_textweighted"
 
 
 def _takes(function: Any, *names: str) -> bool:
@@ -49,12 +49,14 @@ def _task() -> Any:
         return ConfigurableTask(config=config, model_name=_MODEL)
 
 
-@HARNESS("models.registry_v2.ModelManifest(model_id=, simple_class_path=, chat_class_path=)", "harness.manifest")
+@HARNESS(
+    "models.registry_v2.ModelManifest(model_id=, simple_class_path=, chat_class_path=, aliases=)", "harness.manifest"
+)
 def _manifest() -> bool:
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    made = ModelManifest(model_id="a", simple_class_path="b.C", chat_class_path="b.D")
-    return (made.model_id, made.simple_class_path, made.chat_class_path) == ("a", "b.C", "b.D")
+    made = ModelManifest(model_id="a", simple_class_path="b.C", chat_class_path="b.D", aliases=("e",))
+    return (made.model_id, made.simple_class_path, made.chat_class_path, made.aliases) == ("a", "b.C", "b.D", ("e",))
 
 
 @HARNESS("the entry-point group lmms_eval.models, read by models.registry_v2.ModelRegistryV2", "harness.manifest")
@@ -64,7 +66,12 @@ def _entry_point() -> bool:
     registry = ModelRegistryV2()
     registry.load_entrypoint_manifests()
     chat, simple = registry.resolve(_MODEL), registry.resolve(_MODEL, force_simple=True)
-    return (chat.model_type, simple.model_type) == ("chat", "simple") and chat.class_path.endswith("Chat")
+    second = registry.resolve(_SECOND)
+    return (
+        (chat.model_type, simple.model_type) == ("chat", "simple")
+        and chat.class_path == second.class_path
+        and chat.class_path.endswith("Chat")
+    )
 
 
 @HARNESS("api.model.lmms: is_simple, clean(), task_dict, _rank and _world_size", "harness.model")

@@ -65,6 +65,18 @@ def _config() -> bool:
     return (config.image_token_id, config.image_seq_length, text.num_hidden_layers) == (_IMAGE, 4, 1)
 
 
+@MODELS(
+    "model.model.vision_tower of a LLaVA takes interpolate_pos_encoding=, and config.image_seq_length may change",
+    "families.downsample",
+)
+def _smaller_pictures() -> bool:
+    import torch
+
+    with torch.inference_mode():
+        features = llava().model.vision_tower(torch.zeros(1, 3, 4, 4), interpolate_pos_encoding=True)
+    return features.last_hidden_state.shape[1] == 2  # the class token's and one patch's
+
+
 @MODELS("model.get_decoder(): the module with the layers", "engine.decoder")
 def _decoder() -> bool:
     return len(llava().get_decoder().layers) == 1
@@ -173,3 +185,69 @@ def _logits() -> bool:
         return False
     with torch.inference_mode():
         return llava()(**inputs(), logits_to_keep=1).logits.shape == (1, 1, 16)
+
+
+@MODELS(
+    "Qwen3-VL's decoder: _deepstack_process(hidden, mask, features) behind each of its first layers, its arguments "
+    "visual_pos_masks and deepstack_visual_embeds",
+    "engine.deepstack",
+    since="5.23 to 5.24",
+)
+def _deepstack() -> bool:
+    import torch
+    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    decoder: Any = Qwen3VLTextModel(
+        Qwen3VLTextConfig(vocab_size=16, num_hidden_layers=2, num_key_value_heads=2, rope_parameters=rope, **sizes)
+    ).eval()
+    seen: list[tuple] = []
+    original = decoder._deepstack_process
+
+    def watched(*given: Any) -> Any:
+        seen.append(given[1:])
+        return original(*given)
+
+    decoder._deepstack_process = watched
+    mask, features = torch.tensor([[False, True, True]]), [torch.ones(2, 16)]
+    with torch.inference_mode():
+        decoder(inputs_embeds=torch.zeros(1, 3, 16), visual_pos_masks=mask, deepstack_visual_embeds=features)
+    return len(seen) == 1 and seen[0][0] is mask and seen[0][1] is features[0]
+
+
+@MODELS(
+    "M-RoPE's axes are folded before the layers: their position_embeddings are cos, sin [B, S, D]",
+    "engine.shortened, engine.fanout",
+    since="5.23 to 5.24",
+)
+def _folded() -> bool:
+    import torch
+    from transformers import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    text = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": rope}
+    config: Any = Qwen2_5_VLConfig(text_config=text)
+    embedding = Qwen2_5_VLRotaryEmbedding(config.text_config)
+    hidden, flat = torch.zeros(1, 3, 16), torch.arange(3)[None]
+    axes = [embedding(hidden, positions) for positions in (flat.expand(3, 1, 3), flat)]
+    return axes[0][0].shape == (1, 3, 8) and all(torch.equal(a, b) for a, b in zip(*axes, strict=True))
+
+
+@MODELS(
+    "processor(return_text_replacement_offsets=True): for each prompt one entry a picture, with span and replacement",
+    "families.processor_family",
+    since="5.23 to 5.24",
+)
+def _replacements() -> bool:
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    from lmms_textweighted.paths import checkpoint_folder
+
+    processor = AutoProcessor.from_pretrained(checkpoint_folder())
+    given = processor(text=["a <image> b"], images=[Image.new("RGB", (8, 8))], return_text_replacement_offsets=True)[
+        "text_replacement_offsets"
+    ]
+    return [(tuple(one["span"]), one["replacement"].count("<image>")) for one in given[0]] == [((2, 9), 576)]

@@ -16,7 +16,8 @@ HUB = Names("huggingface-hub", "2.4.0")
 TYPER = Names("typer", "0.29.2")
 FILELOCK = Names("filelock", "4.1.0 to 4.2.12")
 TENACITY = Names("tenacity", "9.2.1")
-OTHERS = (TORCH, DATASETS, ACCELERATE, HUB, TYPER, FILELOCK, TENACITY)
+QWEN = Names("qwen-vl-utils", "0.0.14")
+OTHERS = (TORCH, DATASETS, ACCELERATE, HUB, TYPER, FILELOCK, TENACITY, QWEN)
 
 
 @TORCH("distributed.distributed_c10d._get_default_store", "parallel.watch")
@@ -160,3 +161,12 @@ def _retry() -> bool:
     except tenacity.RetryError as error:
         return str(error.last_attempt.exception()) == "why"
     return False
+
+
+@QWEN("fetch_image(one message's piece, image_patch_size=): the picture in multiples of two patches", "families.qwen")
+def _fetch_image() -> bool:
+    from PIL import Image
+    from qwen_vl_utils import fetch_image
+
+    piece: dict = {"image": Image.new("RGB", (100, 60)), "min_pixels": 1, "max_pixels": 28 * 28 * 4}
+    return fetch_image(piece, image_patch_size=14).size == (56, 28)

@@ -25,6 +25,7 @@ from transformers import (
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line
 from lmms_textweighted.families import llava
+from lmms_textweighted.families.images import plain_image_processor
 from lmms_textweighted.families.liuhaotian import checkpoint
 from lmms_textweighted.families.liuhaotian.processing import takes_pictures
 from lmms_textweighted.families.loading import local_folder, read_config, resolve
@@ -117,7 +118,7 @@ def _to_liuhaotian(source: str, folder: Path, draft: Path) -> int:
     inner = draft / TOWER_FOLDER
     save_torch_state_dict({f"vision_model.{name}": value for name, value in tower.items()}, _made(inner))
     hf_config.vision_config.save_pretrained(inner)
-    llava.plain_image_processor(processor.image_processor).save_pretrained(inner)
+    plain_image_processor(processor.image_processor).save_pretrained(inner)
     found = checkpoint.find_tower(draft, config, None)
     again = checkpoint.to_hf_weights(read_weights(draft), found, hf_config)
     return _compare(state, again)

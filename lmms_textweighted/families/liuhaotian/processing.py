@@ -130,14 +130,14 @@ class PlaceholderProcessor(LiuhaotianProcessor):
     def _image_tokens(self, picture: Any) -> int:
         """How many features transformers' model makes of a picture; the grid's unpadding is its own."""
         vision = self.config.vision_config
+        extra = self.config.vision_feature_select_strategy == "full"
+        if "anyres" not in self.image_aspect_ratio:  # as large as they are prepared, which may be smaller
+            return (self.image_processor.crop_size["height"] // vision.patch_size) ** 2 + extra
         side = vision.image_size // vision.patch_size
-        whole = side**2 + (self.config.vision_feature_select_strategy == "full")
-        if "anyres" not in self.image_aspect_ratio:
-            return whole
         size = (picture.height, picture.width)
         rows, columns = get_anyres_image_grid_shape(size, self.config.image_grid_pinpoints, vision.image_size)
         _, height, width = unpad_image(torch.empty(1, rows * side, columns * side), size).shape
-        return whole + height * (width + 1)  # a newline feature ends every row
+        return side**2 + extra + height * (width + 1)  # a newline feature ends every row
 
 
 def takes_pictures(tokenizer: Any) -> bool:

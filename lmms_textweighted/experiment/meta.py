@@ -1,0 +1,64 @@
+"""A sweep result's meta: all that the figures depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from lmms_textweighted.experiment.files import scores_of
+from lmms_textweighted.experiment.grid import LeftOut
+from lmms_textweighted.experiment.options import Experiment
+from lmms_textweighted.experiment.outcomes import Answered
+from lmms_textweighted.families import weights_fingerprint
+from lmms_textweighted.harness.documents import Documents
+from lmms_textweighted.inference import PrunedLlava
+
+_PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "numpy")
+
+
+def meta_of(
+    experiment: Experiment,
+    llava: PrunedLlava,
+    documents: Documents,
+    answered: list[Answered],
+    left_out: Sequence[LeftOut],
+    layers: int,
+) -> dict[str, Any]:
+    digests = [document.row["digest"] for document in answered]
+    asked = experiment.pruning_layers(layers)
+    chances = [1 / document.choices for document in answered if document.choices]
+    return {
+        "checkpoint": experiment.model_path,
+        "weights": weights_fingerprint(llava.model),
+        "dtype": str(llava.model.dtype).removeprefix("torch."),
+        "device": llava.model.device.type,
+        "decoder_layers": layers,
+        **documents.describe(),
+        "num_samples": len(digests),
+        "documents_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "metric": documents.metric,
+        "scores": scores_of(documents.metric),
+        "chance": fmean(chances) if len(chances) == len(digests) else None,
+        "conv_mode": llava.template,
+        "prompt_example": answered[0].prompt if answered else None,
+        "image_aspect_ratio": llava.image_aspect_ratio,
+        "pruning_layer": asked if experiment.layers is None or len(asked) > 1 else asked[0],
+        "budget": experiment.budget,
+        "timed_documents": min(experiment.timed, len(answered)),
+        "text_scope": experiment.text_scope,
+        "keep_scope": experiment.keep_scope,
+        "layer_numbering": "from 0; image tokens leave after this layer",
+        "seed": experiment.seeds[0] if len(experiment.seeds) == 1 else experiment.seeds,
+        "left_out": [asdict(point) for point in left_out],
+        "rank_note": (
+            "a causal image-to-image block is triangular with a positive diagonal, so its exact rank is the number of "
+            "kept tokens; the numeric rank counts what the tolerance of 1e-6 hides"
+        ),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+    }
