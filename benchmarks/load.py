@@ -1,7 +1,7 @@
 """Thousands of documents through the registered model: does memory, or anything else, grow with them?
 
-`python -m benchmarks.load` asks as many distinct questions as it is told of lmms-eval's model class, text-weighted at 16
-tokens, with ranks and the trace store, and looks at the process every thousand documents. The pictures are the embedded
+`python -m benchmarks.load` asks as many distinct questions as it is told of lmms-eval's model class, text-weighted at
+16 tokens, with ranks and the trace store, and looks at the process every thousand. The pictures are the embedded
 set's, over and over. So that 20,000 of them take minutes, the model is a small random LLaVA with the embedded model's
 tokenizer (112 px, 64 image tokens, 4 decoder layers); `--pretrained tiny` asks the embedded one.
 """
@@ -149,7 +149,7 @@ def size_of(thing: Any, seen: set[int]) -> int:
 
 
 def run(pretrained: str, documents: int, batch_size: int, keep_tokens: int) -> tuple[list[Look], float]:
-    """What was seen before the first document and after every thousand, and the bytes of an answer that lmms-eval keeps."""
+    """What was seen before the first document and after every thousand, and the bytes of an answer."""
     model = LlavaTextweighted(
         pretrained=pretrained, strategy="text_weighted", keep_tokens=keep_tokens, ranks=True, batch_size=batch_size
     )

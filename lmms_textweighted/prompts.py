@@ -93,8 +93,8 @@ def make_message(role: str, pieces: Sequence[tuple[str, Any]]) -> Message:
         return Message(role, tuple(pieces))
     if text.count(IMAGE_TAG) != len(images):
         raise InputError(
-            f"the text has {text.count(IMAGE_TAG)} <image> tags of its own, but {len(images)} pictures: give one for each, "
-            f"or leave the tags out"
+            f"the text has {text.count(IMAGE_TAG)} <image> tags of its own, but {len(images)} pictures: give one for "
+            f"each, or leave the tags out"
         )
     return Message(role, (("text", text),), images)
 

@@ -250,8 +250,8 @@ def _check_folder(folder: Path | None, questions: Sequence[Question], named: str
     count = sum(question.image is not None for question in questions)
     if folder is None and count:
         raise InputError(
-            f"{named} names {count} {'picture' if count == 1 else 'pictures'}, but no image folder is given: give --image-folder "
-            "(in lmms-eval LMMS_TEXTWEIGHTED_IMAGE_FOLDER)"
+            f"{named} names {count} {'picture' if count == 1 else 'pictures'}, but no image folder is given: give "
+            "--image-folder (in lmms-eval LMMS_TEXTWEIGHTED_IMAGE_FOLDER)"
         )
     if folder is not None and not folder.is_dir():
         raise InputError(f"image folder {str(folder)!r} is no folder: give the one that the images of {named} are in")

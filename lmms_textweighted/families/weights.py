@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from lmms_textweighted.errors import CheckpointError, first_line
 
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
-LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,  # a config whose values do not fit each other
+)
 
 _logger = logging.getLogger(__name__)
 
