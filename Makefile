@@ -15,7 +15,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-slow test-latest regress bench lint format lock audit dist clean
+.PHONY: demo test test-fast test-slow test-latest regress bench errors lint format lock audit dist clean
 
 # $(1): an environment's bin folder, $(2): a folder for the results.
 # lmms-eval exits with 0 even when it failed: its results file says whether it did.
@@ -61,6 +61,9 @@ regress: .venv/.tested  ## 48 documents against baselines/tiny.json; see docs/re
 
 bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
 	$(BIN)/python -W ignore -m benchmarks
+
+errors: .venv/.tested  ## docs/errors.md anew, from the bad inputs that the tests try
+	$(ONE_THREAD) $(BIN)/python -W ignore -m tests.errors_page
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

@@ -14,9 +14,12 @@ class TextweightedError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something, or its type's name."""
+    """The first line of an error's text that says something, with the next where it ends with a colon, or its type's
+    name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def first_problem(error: Any) -> str:

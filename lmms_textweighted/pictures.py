@@ -51,7 +51,7 @@ def open_picture(path: Path | str) -> Image.Image:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise InputError(_unread(named, error)) from error
+        raise InputError(f"{_unread(named, error)}: give the path of a picture") from error
     with _named(named), strict_pillow():
         picture = _decoded(data)
     return as_rgb(picture)
@@ -106,7 +106,9 @@ def _named(named: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the decoders raise many kinds
-        raise InputError(_broken(named, error)) from error
+        raise InputError(
+            f"{_broken(named, error)}: give a whole picture, of a format and size that Pillow takes"
+        ) from error
 
 
 def _unread(named: str, error: OSError) -> str:

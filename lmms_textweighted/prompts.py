@@ -92,7 +92,10 @@ def make_message(role: str, pieces: Sequence[tuple[str, Any]]) -> Message:
     if IMAGE_TAG not in text:
         return Message(role, tuple(pieces))
     if text.count(IMAGE_TAG) != len(images):
-        raise InputError(f"the text has {text.count(IMAGE_TAG)} <image> tags of its own, but {len(images)} pictures")
+        raise InputError(
+            f"the text has {text.count(IMAGE_TAG)} <image> tags of its own, but {len(images)} pictures: give one for "
+            f"each, or leave the tags out"
+        )
     return Message(role, (("text", text),), images)
 
 
@@ -295,7 +298,10 @@ def question_span(text: str) -> tuple[int, int]:
             start, end = _without_instruction(text, start, end, openings)
             if start < end:
                 return start, end
-    raise InputError(f"the prompt {text[-80:]!r} has no question: only tags, options and instructions are in it")
+    raise InputError(
+        f"the prompt {text[-80:]!r} has no question: only tags, options and instructions are in it, "
+        f"leave text_scope=question out"
+    )
 
 
 def _options(text: str) -> tuple[int, int] | None:

@@ -104,14 +104,16 @@ def read_questions(
     usable = tuple(question for question in questions if question.id not in failed)
     skipped = tuple((key, reason) for key, reason in failed.items() if reason)
     if skipped and (not skip_missing or not usable):
-        listed = "".join(f"\n  {reason} (id {key!r})" for key, reason in skipped)
+        listed = [f"{reason} (id {key!r})" for key, reason in skipped]
+        # One stands in the line; of many, each has a line of its own, to be found and counted.
+        text = f" {listed[0]}" if len(listed) == 1 else "".join(f"\n  {line}" for line in listed)
         advice = (
             f"put the pictures into {str(folder)!r}"
             if skip_missing
             else f"put the pictures into {str(folder)!r}, or leave these questions out with --skip-missing "
             "(in lmms-eval LMMS_TEXTWEIGHTED_SKIP_MISSING=1)"
         )
-        raise InputError(f"{named}: {len(skipped)} of {len(questions)} pictures cannot be used: {advice}:{listed}")
+        raise InputError(f"{named}: {len(skipped)} of {len(questions)} pictures cannot be used: {advice}:{text}")
     hashes = {question.id: checked[question.image].sha256 for question in usable if question.image}
     return QuestionSet(usable, skipped, sha256, hashes)
 
@@ -248,8 +250,8 @@ def _check_folder(folder: Path | None, questions: Sequence[Question], named: str
     count = sum(question.image is not None for question in questions)
     if folder is None and count:
         raise InputError(
-            f"{named} names {count} pictures, but no image folder is given: give --image-folder "
-            "(in lmms-eval LMMS_TEXTWEIGHTED_IMAGE_FOLDER)"
+            f"{named} names {count} {'picture' if count == 1 else 'pictures'}, but no image folder is given: give "
+            "--image-folder (in lmms-eval LMMS_TEXTWEIGHTED_IMAGE_FOLDER)"
         )
     if folder is not None and not folder.is_dir():
         raise InputError(f"image folder {str(folder)!r} is no folder: give the one that the images of {named} are in")

@@ -120,7 +120,7 @@ def test_chat_messages_place_pictures_as_the_simple_interface_does():
     assert chat_message(tagged).text == user_message("Q: <image>\nWhy?", [PICTURE]).text == "Q: <image>\nWhy?"
     assert len(chat_message(tagged).images) == 1
     assert chat_message({"role": "user", "content": "Why?"}).text == "Why?"
-    with pytest.raises(InputError, match="takes text and pictures only"):
+    with pytest.raises(InputError, match="give text and pictures only"):
         chat_message({"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]})
 
 

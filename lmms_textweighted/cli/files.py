@@ -72,4 +72,4 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
+        raise InputError(f"output {str(path)!r} cannot be written ({error.strerror}): name another file") from error

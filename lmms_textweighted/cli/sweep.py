@@ -103,9 +103,13 @@ def _from_file(path: Path, context: typer.Context, known: set[str]) -> dict[str,
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"config {str(path)!r} cannot be read ({error.strerror}): give a YAML file of options"
+        ) from error
     except yaml.YAMLError as error:
-        raise InputError(f"config {str(path)!r} is no YAML: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"config {str(path)!r} is no YAML ({str(error).splitlines()[0]}): write `name: value` lines"
+        ) from error
     if not isinstance(loaded, dict):
         raise InputError(f"config {str(path)!r} holds no options: write `name: value` lines")
     named = {str(key).replace("-", "_"): value for key, value in loaded.items()}

@@ -51,7 +51,8 @@ def load(pretrained: str = DEFAULT_CHECKPOINT, options: LoadOptions | None = Non
             )
         if options.vision_tower:
             raise InputError(
-                "vision_tower is for checkpoints in liuhaotian format: this one brings its own, leave it out"
+                f"vision_tower is {options.vision_tower!r}, which is for checkpoints in liuhaotian format: this one "
+                "brings its own, leave it out"
             )
         family = family_of_type(pretrained, config.get("model_type"))
         if issubclass(family, ProcessorFamily):

@@ -148,11 +148,13 @@ def read_config(pretrained: str, folder: str, revision: str) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
     except (OSError, ValueError) as error:
         if Path(folder).is_dir():
-            raise CheckpointError(f"checkpoint {pretrained!r} is no LLaVA: {first_line(error)}") from error
+            raise CheckpointError(
+                f"checkpoint {pretrained!r} is no LLaVA ({first_line(error)}): give a LLaVA's"
+            ) from error
         raise CheckpointError(_out_of_reach(pretrained)) from error
     if not config:
         raise CheckpointError(
-            f"checkpoint {pretrained!r} is no LLaVA: it has no config.json"
+            f"checkpoint {pretrained!r} is no LLaVA, it has no config.json: give a LLaVA's"
             if Path(folder).is_dir()
             else _out_of_reach(pretrained)
         )

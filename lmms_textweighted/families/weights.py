@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from lmms_textweighted.errors import CheckpointError, first_line
 
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
-LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,  # a config whose values do not fit each other
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +43,9 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in names]
         if (folder / name).is_file():
             return [folder / name]
-    raise CheckpointError(f"checkpoint {str(folder)!r} has no weights: neither {_SAFETENSORS} nor {_BIN}")
+    raise CheckpointError(
+        f"checkpoint {str(folder)!r} has no weights: neither {_SAFETENSORS} nor {_BIN}: is the download whole?"
+    )
 
 
 def _listed(index: Path) -> list[str]:
@@ -58,7 +69,7 @@ def load_problem(error: BaseException) -> str:
     """
     if "weights_only" in str(error):
         return "it holds more than tensors, and is not unpickled further: get its safetensors"
-    return first_line(error)
+    return f"{first_line(error)}: is the download whole?"
 
 
 def notice_pickles(folder: Path) -> None:

@@ -194,7 +194,10 @@ def _load_task(name: str) -> ConfigurableTask:
         cause = error
         if isinstance(error, RetryError) and error.last_attempt.exception() is not None:
             cause = error.last_attempt.exception()  # type: ignore[assignment]
-        raise InputError(f"the data of task {name!r} cannot be loaded: {first_line(cause)}") from error
+        raise InputError(
+            f"the data of task {name!r} cannot be loaded ({first_line(cause)}): load it once on a machine "
+            f"that reaches the hub, or name another task"
+        ) from error
 
 
 def _find_task(name: str) -> ConfigurableTask:

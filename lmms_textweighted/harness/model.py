@@ -84,6 +84,7 @@ class LlavaTextweighted(lmms):
                     f"{self.tokenizer.eos_token!r}: conv_template=hf is probably what it was trained on"
                 )
             self._refused: set[str] = set()
+            self._answer_settings: dict[str, dict[str, Any]] = {}
             self.run_settings = self._run_settings()
             self.store = TraceStore(self.run_settings)
         make_current(self.store)
@@ -262,7 +263,7 @@ class LlavaTextweighted(lmms):
         return len(self.tokenizer(str(request.args[0]))["input_ids"])
 
     def _result(self, answer: Answer, figures: dict[str, Any]) -> GenerationResult:
-        settings = {**self.run_settings, "image_aspect_ratio": answer.image_aspect_ratio}
+        settings = self._settings_with(answer.image_aspect_ratio)
         took = {
             "prefill_seconds": answer.timing.prefill,
             "selection_seconds": answer.trace.selection_seconds,
@@ -273,6 +274,12 @@ class LlavaTextweighted(lmms):
             input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning
         )
         return GenerationResult(text=answer.text, token_counts=counts)
+
+    def _settings_with(self, image_aspect_ratio: str) -> dict[str, Any]:
+        """One dict for all answers alike: a run may have many thousands, and lmms-eval keeps them all."""
+        if image_aspect_ratio not in self._answer_settings:
+            self._answer_settings[image_aspect_ratio] = {**self.run_settings, "image_aspect_ratio": image_aspect_ratio}
+        return self._answer_settings[image_aspect_ratio]
 
     def _keep(self, request: Instance, document: dict[str, Any], figures: dict[str, Any]) -> None:
         if document.get("trace_store") == self.store.key:

@@ -26,4 +26,6 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):  # a name of its own: several processes check at once
             pass
     except OSError as error:
-        raise InputError(f"output folder {str(folder)!r} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror or error}): name another"
+        ) from error

@@ -40,7 +40,8 @@ class TraceStore:
         self.settings = json.dumps(settings, sort_keys=True)
         self.key = hashlib.sha256(self.settings.encode()).hexdigest()[:16]
         self.path: Path | None = None
-        self._fresh: dict[str, dict[str, dict[str, Any]]] = {}  # uid -> prompt -> record
+        # uid -> prompts of this process. The records themselves are on disk alone: a run may have many thousands.
+        self._fresh: dict[str, set[str]] = {}
 
     def open(self) -> Path:
         """Its file, made where it is not there. Raises InputError when the cache folder cannot be written."""
@@ -63,20 +64,19 @@ class TraceStore:
         return path
 
     def put(self, uid: str, prompt: str, record: dict[str, Any]) -> None:
-        """Keep one document's record, in memory and on disk."""
+        """Keep one document's record on disk."""
         digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-        self._fresh.setdefault(uid, {})[digest] = record
         with closing(self._connect()) as database, database:
             database.execute("INSERT OR REPLACE INTO traces VALUES (?, ?, ?)", (uid, digest, json.dumps(record)))
+        self._fresh.setdefault(uid, set()).add(digest)
 
     def get(self, uid: str) -> dict[str, Any] | None:
         """This process's record, or the one on disk; None when there is none, or several prompts have one."""
-        fresh = self._fresh.get(uid, {})
-        if fresh:
-            return next(iter(fresh.values())) if len(fresh) == 1 else None
         with closing(self._connect()) as database:
-            rows = database.execute("SELECT record FROM traces WHERE uid = ?", (uid,)).fetchall()
-        return json.loads(rows[0][0]) if len(rows) == 1 else None
+            rows = dict(database.execute("SELECT prompt, record FROM traces WHERE uid = ?", (uid,)).fetchall())
+        own = self._fresh.get(uid)
+        found = [rows[prompt] for prompt in own] if own else list(rows.values())
+        return json.loads(found[0]) if len(found) == 1 else None
 
     def _connect(self) -> sqlite3.Connection:
         # A connection a call: post-processing runs in threads, and a connection belongs to one.

@@ -25,7 +25,7 @@ def picture(visual: Any) -> Image.Image:
         return as_rgb(visual)
     if isinstance(visual, str | Path) and Path(visual).is_file():
         return open_picture(visual)
-    raise InputError(f"a visual is {str(visual)[:80]!r}: llava_textweighted takes pictures only")
+    raise InputError(f"a visual is {str(visual)[:80]!r}: give pictures, or the paths of files")
 
 
 def chat_message(item: dict[str, Any]) -> Message:
@@ -40,7 +40,7 @@ def chat_message(item: dict[str, Any]) -> Message:
         elif piece["type"] == "image":
             pieces.append(("image", picture(piece["url"])))
         else:
-            raise InputError(f"a message holds {piece['type']!r}: llava_textweighted takes text and pictures only")
+            raise InputError(f"a message holds {piece['type']!r}: give text and pictures only")
     return make_message(item["role"], pieces)
 
 

@@ -128,7 +128,8 @@ class PrunedLlava:
                 tags = prompt.count(self.family.placeholder)
                 if tags != len(pictures):
                     raise InputError(
-                        f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures"
+                        f"the prompt has {tags} {self.family.placeholder} tags but {len(pictures)} pictures: "
+                        f"give one for each"
                     )
             except InputError as error:
                 raise PromptError(str(error), row) from error

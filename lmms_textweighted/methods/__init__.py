@@ -144,9 +144,18 @@ def find_method(strategy: str | Method) -> Method:
     if not colon:
         raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
     try:
-        return _checked(getattr(_module(place), name), f"strategy {strategy!r}")
-    except (ImportError, OSError, AttributeError) as error:
-        raise PlanError(f"strategy {strategy!r} cannot be imported: {first_line(error)}") from error
+        module = _module(place)
+    except FileNotFoundError as error:
+        raise PlanError(
+            f"strategy {strategy!r}: there is no file {place!r}, give FILE.py:NAME or MODULE:NAME"
+        ) from error
+    except (ImportError, OSError, AttributeError, SyntaxError) as error:
+        raise PlanError(
+            f"strategy {strategy!r} cannot be imported ({first_line(error)}): correct it, or give FILE.py:NAME"
+        ) from error
+    if not hasattr(module, name):
+        raise PlanError(f"strategy {strategy!r}: {place!r} has no {name!r}, give the name of its Method")
+    return _checked(getattr(module, name), f"strategy {strategy!r}")
 
 
 def label_of(strategy: str) -> str:
@@ -187,7 +196,7 @@ def make_plan(
 
 def _checked(found: object, named: str) -> Method:
     if not isinstance(found, Method):
-        what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+        what = "a class" if isinstance(found, type) else f"{found!r:.60}, a {type(found).__name__}"
         raise PlanError(f"{named} is {what}: give an object of lmms_textweighted.methods.Method")
     return found
 

@@ -84,14 +84,17 @@ def read_plan(path: str | Path, scorers: Mapping[str, Scorer], taken: Collection
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise PlanError(f"plan {str(path)!r} cannot be read: {said}") from error
+        raise PlanError(
+            f"plan {str(path)!r} cannot be read ({said}): give a plan's file, or a name of `lmms-textweighted methods`"
+        ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise PlanError(f"plan {str(path)!r}{where}, is no YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise PlanError(f"plan {str(path)!r}{where}, is no YAML ({problem}): correct it there") from error
     if node is None or not isinstance(loaded, dict):
         raise PlanError(f"plan {str(path)!r} states no plan: write `name:` and `stages:`")
     for key in repeated_keys(node):
