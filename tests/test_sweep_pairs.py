@@ -65,6 +65,13 @@ def test_a_point_is_tested_against_the_reference_of_its_budget_with_the_closest_
     assert [one.is_different for one in found.values()] == [True, False, True]
 
 
+def test_at_matched_flops_a_point_is_tested_against_its_own_layer():
+    curves = curves_of(
+        {("text_weighted", 1): (0.9, 0.4501), ("text_weighted", 2): (0.9, 0.4499), ("fastv", 2): (0.5, 0.45011)}
+    )
+    assert [one.against_layer for one in pair(curves, "text_weighted")] == [2]
+
+
 def test_p_values_are_mcnemars_over_the_same_documents_with_holms_correction():
     curves = curves_of({("random", 2): (0.6, 0.4), ("fastv", 2): (0.75, 0.4), ("dart", 2): (0.62, 0.4)})
     found = pair(curves, "random")

@@ -40,9 +40,10 @@ class Pair:
 def pair(curves: Sequence[Curve], against: str) -> list[Pair]:
     """Every point of every other strategy that has a counterpart among those of `against`, tested against it.
 
-    The counterpart has the same budget, and of several layers the one whose FLOPs come closest (of two, the earlier):
-    the same layer, where both prune once; of `none` it is its only point. Nothing is tested at a budget of 0, where no
-    method has a choice, nor for what removes nothing. Points with the same documents right differ by 0 and have p = 1.
+    The counterpart has the same budget, and the same pruning layer where the reference has it; else of several layers
+    the one whose FLOPs come closest (of two, the earlier). Of `none` it is its only point. Nothing is tested at a budget
+    of 0, where no method has a choice, nor for what removes nothing. Points with the same documents right differ by 0
+    and have p = 1.
 
     The test is `statistics.paired_test`: McNemar's exact for 0/1 scores of one seed, else the paired permutation of the
     documents' means, with 100 times as many resamples as there are tests, lest the correction hide what it can resolve.
@@ -87,7 +88,12 @@ def _counterpart(curve: Curve, place: int, references: Sequence[Curve]) -> tuple
         if budget in (curve.budgets[place], None)
     ]
     flops = _flops(curve, place)
-    return min(same, key=lambda point: abs(_flops(*point) - flops), default=None)
+
+    def distance(point: tuple[Curve, int]) -> tuple[bool, float]:
+        elsewhere = curve.layer is not None and point[0].layer != curve.layer
+        return elsewhere, abs(_flops(*point) - flops)
+
+    return min(same, key=distance, default=None)
 
 
 def _flops(curve: Curve, place: int) -> float:

@@ -135,7 +135,7 @@ def _explained(data: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     first, *others = [name for name in data["meta"].get("against", ()) if name in used] or [None]
     if first is None:
         return []
-    said = [f"{_BETTER} {_WORSE}: better, worse than {first} at the same budget and the closest FLOPs"]
+    said = [f"{_BETTER} {_WORSE}: better, worse than {first} at the same budget"]
     said += [f"{_SAME}: not told apart from {others[0]}"] if others else []
     return [*said, "paired tests with Holm's correction at 5 %"]
 
