@@ -42,8 +42,8 @@ def pair(curves: Sequence[Curve], against: str) -> list[Pair]:
 
     The counterpart has the same budget, and the same pruning layer where the reference has it; else of several layers
     the one whose FLOPs come closest (of two, the earlier). Of `none` it is its only point. Nothing is tested at a
-    budget of 0, where no method has a choice, nor for what removes nothing. Points with the same documents right differ by 0
-    and have p = 1.
+    budget of 0, where no method has a choice, nor for what removes nothing. Points that have the same documents right
+    differ by 0 and have p = 1.
 
     The test is `statistics.paired_test`: McNemar's exact for 0/1 scores of one seed, else the paired permutation of the
     documents' means, with 100 times as many resamples as there are tests, lest the correction hide what it can resolve.
