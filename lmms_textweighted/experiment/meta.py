@@ -14,7 +14,7 @@ from lmms_textweighted.experiment.files import scores_of
 from lmms_textweighted.experiment.grid import LeftOut
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.outcomes import Answered
-from lmms_textweighted.families import weights_fingerprint
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
 

@@ -17,7 +17,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from lmms_textweighted.errors import InputError, PromptError
-from lmms_textweighted.families import load, weights_fingerprint
+from lmms_textweighted.families import load
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported

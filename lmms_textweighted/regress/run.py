@@ -19,7 +19,8 @@ from lmms_textweighted.engine.plan import NONE
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points
-from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
