@@ -27,6 +27,7 @@ from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_
 from lmms_textweighted.inference.memory import in_halves
 from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.prompts import check_template, render
+from lmms_textweighted.provenance.record import provenance
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
 from lmms_textweighted.regress.content import content_hash
@@ -76,6 +77,7 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
             preparation=_preparation(llava),
             versions=versions,
         ),
+        provenance=provenance(whole),
         documents=tuple(_record(whole, *each) for each in zip(documents, contents, strict=True)),
         points=tuple(_point(point, _name(point, settings), outcomes) for point in points),
         outcomes=tuple(outcomes),
