@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from transformers import LlamaConfig
 from lmms_textweighted.errors import CheckpointError, InputError, PromptError
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.attach import prune
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.families.liuhaotian import package as llava_loader
 from lmms_textweighted.families.liuhaotian.checkpoint import is_liuhaotian, load_tokenizer
 from lmms_textweighted.families.liuhaotian.convert import convert
@@ -131,6 +133,19 @@ def test_a_converted_checkpoint_does_what_its_source_does_also_after_the_way_bac
     assert outcomes(loaded(there.folder, "auto"), 1) == expected
     assert outcomes(loaded(back.folder, "hf"), 1) == expected
     assert outcomes(loaded(back.folder, "llava"), 1) == expected
+
+
+def test_all_formats_and_loaders_of_one_model_have_one_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    there = convert(str(checkpoint), tmp_path / "hf").folder
+    back = convert(str(there), tmp_path / "liuhaotian").folder
+    ways = [(checkpoint, "hf"), (checkpoint, "llava"), (there, "auto"), (back, "hf"), (back, "llava")]
+    models = [load(str(path), LoadOptions(loader=loader))[0] for path, loader in ways]
+    assert len({weights_fingerprint(model) for model in models}) == 1
+    for name in ("embed_tokens.weight", "layers.4.mlp.down_proj.weight", "bias"):
+        other = copy.deepcopy(models[0])
+        value = next(value for key, value in other.state_dict().items() if key.endswith(name))
+        value.view(-1)[0] += 1
+        assert weights_fingerprint(other) != weights_fingerprint(models[0])
 
 
 def test_input_ids_equal_those_of_the_llava_package(checkpoint: Path) -> None:
@@ -685,6 +700,7 @@ def test_the_embedded_model_is_the_same_in_both_formats(embedded: dict[str, Prun
 
     from lmms_textweighted.tiny.testset import load_testset
 
+    assert len({weights_fingerprint(llava.model) for llava in embedded.values()}) == 1
     documents = load_testset().select(range(0, 40, 5))
     plan = make_plan(strategy, keep_tokens=None if strategy == "none" else 48)
     expected: list[Any] = []

@@ -1,4 +1,4 @@
-"""The command line: `lmms-textweighted sweep | leaderboard | compare | regress | convert | …`, a file a command.
+"""The command line: `lmms-textweighted sweep | leaderboard | compare | regress | verify | …`, a file a command.
 
 Nothing heavy is imported here: `--help` must answer at once.
 """
@@ -19,6 +19,7 @@ from lmms_textweighted.cli.leaderboard import leaderboard
 from lmms_textweighted.cli.methods import methods
 from lmms_textweighted.cli.regress import regress
 from lmms_textweighted.cli.sweep import sweep
+from lmms_textweighted.cli.verify import verify
 from lmms_textweighted.errors import TextweightedError
 from lmms_textweighted.parallel.processes import named
 from lmms_textweighted.parallel.watch import tell_others
@@ -34,6 +35,7 @@ app.command("sweep")(sweep)
 app.command("leaderboard")(leaderboard)
 app.command("compare")(compare)
 app.command("regress")(regress)
+app.command("verify")(verify)
 app.command("methods")(methods)
 app.command("doctor")(doctor)
 app.command("convert")(convert)

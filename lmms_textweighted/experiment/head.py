@@ -29,10 +29,9 @@ def head_of(
 
     Not the documents themselves: each has its own digest in its own line, and is held against it when a run goes on.
     """
-    options = {item.name: getattr(experiment, item.name) for item in fields(experiment)}
     found = {
         "journal": _FORMAT,
-        "options": {name: value for name, value in options.items() if name not in _NOT_ACTING},
+        "options": options_of(experiment),
         "strategy_digests": {name: _digest(name) for name in experiment.strategies},
         "points": [[point.strategy, point.layer, point.budget, point.seed, point.plan.to_dict()] for point in points],
         "model": model_state(llava),
@@ -41,6 +40,13 @@ def head_of(
         "software": {"versions": versions(), "lock": lock_digest(), "code": code_digest()},
     }
     return json.loads(json.dumps(found, default=_plain))
+
+
+def options_of(experiment: Experiment) -> dict[str, Any]:
+    """Every option that acts on the result, in words that JSON has."""
+    options = {item.name: getattr(experiment, item.name) for item in fields(experiment)}
+    acting = {name: value for name, value in options.items() if name not in _NOT_ACTING}
+    return dict(json.loads(json.dumps(acting, default=_plain)))
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

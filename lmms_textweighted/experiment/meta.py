@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -12,13 +10,12 @@ from typing import Any
 
 from lmms_textweighted.experiment.files import scores_of
 from lmms_textweighted.experiment.grid import LeftOut
+from lmms_textweighted.experiment.head import options_of
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.outcomes import Answered
-from lmms_textweighted.families import weights_fingerprint
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
-
-_PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "numpy")
+from lmms_textweighted.provenance.record import provenance
 
 
 def meta_of(
@@ -31,12 +28,11 @@ def meta_of(
 ) -> dict[str, Any]:
     digests = [document.row["digest"] for document in answered]
     asked = experiment.pruning_layers(layers)
+    made = provenance(llava)
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,
-        "weights": weights_fingerprint(llava.model),
-        "dtype": str(llava.model.dtype).removeprefix("torch."),
-        "device": llava.model.device.type,
+        **{name: made["model"][name] for name in ("weights", "dtype", "device")},
         "decoder_layers": layers,
         **documents.describe(),
         "num_samples": len(digests),
@@ -59,6 +55,15 @@ def meta_of(
             "a causal image-to-image block is triangular with a positive diagonal, so its exact rank is the number of "
             "kept tokens; the numeric rank counts what the tolerance of 1e-6 hides"
         ),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
+        "document_ids": [document.row["id"] for document in answered],
+        "options": _options(experiment),
+        "provenance": made,
+        "versions": {name: version for name, version in made["software"]["versions"].items() if name != "python"},
+        "python": made["software"]["versions"]["python"],
     }
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """Of a question file and its folder the names, not the paths: a result may be published."""
+    named = {"question_file": experiment.question_file, "image_folder": experiment.image_folder}
+    return {**options_of(experiment), **{name: path and path.name for name, path in named.items()}}

@@ -18,10 +18,9 @@ from lmms_textweighted.families.loading import (
     looked_at_first,
     read_config,
     resolve,
-    weights_fingerprint,
 )
 
-__all__ = ["DEFAULT_CHECKPOINT", "TINY", "LoadOptions", "Loaded", "load", "resolve", "weights_fingerprint"]
+__all__ = ["DEFAULT_CHECKPOINT", "TINY", "LoadOptions", "Loaded", "load", "resolve"]
 
 _logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -191,19 +189,6 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(before)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A short hash of the weights: every parameter's name, shape, and 64 values spread over it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        if value.is_meta:  # offloaded: its name and shape must do
-            continue
-        flat = value.reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-        digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _out_of_reach(pretrained: str) -> str:

@@ -17,7 +17,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from lmms_textweighted.errors import InputError, PromptError
-from lmms_textweighted.families import load, weights_fingerprint
+from lmms_textweighted.families import load
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported
@@ -37,6 +38,7 @@ from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.pictures import strict_pillow
 from lmms_textweighted.prompts import Message, user_message
+from lmms_textweighted.provenance.record import provenance
 from lmms_textweighted.upstream.known_bad import check_versions
 
 
@@ -86,10 +88,12 @@ class LlavaTextweighted(lmms):
             self._refused: set[str] = set()
             self._answer_settings: dict[str, dict[str, Any]] = {}
             self.run_settings = self._run_settings()
+            self.provenance = provenance(self.llava)
             self.store = TraceStore(self.run_settings)
         make_current(self.store)
         if self._rank == 0:
             logger.info(f"llava_textweighted settings: {json.dumps(self.run_settings)}")
+            logger.info(f"llava_textweighted provenance: {json.dumps(self.provenance)}")
 
     def _load(self) -> PrunedLlava:
         options = placed(self.settings.load_options(), self.accelerator)
@@ -269,7 +273,7 @@ class LlavaTextweighted(lmms):
             "selection_seconds": answer.trace.selection_seconds,
             "batch_rows": answer.timing.rows,
         }
-        pruning = {**figures, **took, "settings": settings}
+        pruning = {**figures, **took, "settings": settings, "provenance": self.provenance}
         counts = PrunedTokenCounts(
             input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, pruning=pruning
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmms_textweighted.families import weights_fingerprint
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.prompts import Message, render, user_message
 

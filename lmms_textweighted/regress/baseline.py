@@ -147,13 +147,15 @@ class Outcome(_Record):
 
 
 class Baseline(_Record):
-    """A whole measurement. outcomes: every document at every point, point by point."""
+    """A whole measurement. outcomes: every document at every point, point by point. provenance: what it was made by,
+    see `provenance.record`; never compared, and None in files of before."""
 
     schema_version: Literal[1] = 1
     compared: dict[str, str] = COMPARED
     settings: Settings
     tolerances: Tolerances = Tolerances()
     setup: Setup
+    provenance: dict[str, Any] | None = None
     documents: tuple[DocumentRecord, ...]
     points: tuple[PointRecord, ...]
     outcomes: tuple[Outcome, ...]

@@ -19,13 +19,15 @@ from lmms_textweighted.engine.plan import NONE
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.points import Point, check_points, make_points
-from lmms_textweighted.families import LoadOptions, load, weights_fingerprint
+from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import in_halves
 from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.prompts import check_template, render
+from lmms_textweighted.provenance.record import provenance
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
 from lmms_textweighted.regress.content import content_hash
@@ -75,6 +77,7 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
             preparation=_preparation(llava),
             versions=versions,
         ),
+        provenance=provenance(whole),
         documents=tuple(_record(whole, *each) for each in zip(documents, contents, strict=True)),
         points=tuple(_point(point, _name(point, settings), outcomes) for point in points),
         outcomes=tuple(outcomes),

@@ -1,0 +1,1 @@
+"""`lmms-textweighted verify`: does a result hold when some of its documents are answered again?"""

@@ -1,0 +1,170 @@
+"""Answer documents of a sweep again, with the settings that its JSON records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.answering import documents_of
+from lmms_textweighted.experiment.files import blocks_of
+from lmms_textweighted.experiment.grid import check_points
+from lmms_textweighted.experiment.options import Experiment
+from lmms_textweighted.experiment.points import run_document
+from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
+from lmms_textweighted.provenance.model import model_state
+from lmms_textweighted.provenance.software import software
+from lmms_textweighted.verify.verdict import Verdict, draw
+
+_MUST_BE = ("weights", "conv_template", "conv_template_digest", "image_aspect_ratio")
+_MAY_DIFFER = ("loader", "dtype", "attn_implementation", "device", "device_name")
+_ACTED = ("answer", "score", "exact", "kept_tokens")
+_SAME = 1e-9  # of a mean that is computed again
+
+
+def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
+    """Hold the JSON against its answers, and a share of the answers against the model.
+
+    Raises InputError where a file cannot be read, is of a version that did not record its options, or is of a question
+    file, whose place a result does not tell; and as `load` does.
+    """
+    data = _json(path)
+    meta, lines = data["meta"], _lines(path.with_name(f"{path.stem}.answers.jsonl"))
+    if "options" not in meta:
+        raise InputError(f"result {str(path)!r} does not record its options: it is of an older version, run it again")
+    if meta["options"]["question_file"]:
+        raise InputError(
+            f"result {str(path)!r} is of question file {meta['options']['question_file']!r}, whose place it does not "
+            f"tell: only a task's documents can be found again"
+        )
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault(line["document"], []).append(line)
+    chosen = draw(list(rows), share, seed)
+    verdict = Verdict(total=len(rows), documents=len(chosen))
+    if len(rows) != meta["num_samples"]:
+        verdict.differences.append(f"answers are of {len(rows)} documents, the result is of {meta['num_samples']}")
+    verdict.differences += _means(data, lines)
+    experiment = _experiment(meta)
+    llava = _loaded(experiment, meta, verdict)
+    points, _ = experiment.grid(geometry_of(llava.model))
+    check_points(points, llava)
+    documents = documents_of(experiment)
+    for number in chosen:
+        document, found = documents[number], {_place(line): line for line in rows[number]}
+        if any(line["digest"] != document.digest for line in rows[number]):
+            verdict.differences.append(f"document {number}: text, target or pictures are others than recorded")
+            continue
+        outcomes = run_document(
+            llava,
+            document.message,
+            points,
+            decoding=documents.decoding,
+            ranks=False,
+            judge=lambda answer, document=document: (
+                documents.score(document, answer),
+                answer.strip() == document.target.strip(),
+            ),
+        )
+        for point, outcome in zip(points, outcomes, strict=True):
+            place = (point.strategy, point.layer, point.budget, point.seed)
+            verdict.answers += 1
+            verdict.differences += _compared(f"document {number}, {_named(place)}", found.get(place), vars(outcome))
+    if meta["options"]["ranks"]:
+        verdict.unchecked.append("ranks of the last layer")
+    if meta["timed_documents"]:
+        verdict.unchecked.append("seconds")
+    return verdict
+
+
+def _experiment(meta: Mapping[str, Any]) -> Experiment:
+    """The recorded options. What was left to a default is what it came to: dtype and attention kernel."""
+    options, model = dict(meta["options"]), meta["provenance"]["model"]
+    loading = {**options["load_options"], "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}
+    if loading["device_map"] is None:
+        reachable = model["device"] == "cpu" or (model["device"] == "cuda" and torch.cuda.is_available())
+        loading["device"] = model["device"] if reachable else None
+    options.update(
+        load_options=LoadOptions(**loading),
+        stated=StatedLengths(**options["stated"]),
+        conv_mode=meta["conv_mode"],
+        output_dir=Path(),
+    )
+    return Experiment(**options)
+
+
+def _loaded(experiment: Experiment, meta: Mapping[str, Any], verdict: Verdict) -> PrunedLlava:
+    """The model, as the sweep has it; what is another one than recorded goes into the verdict."""
+    model, processor = load(experiment.model_path, experiment.load_options)
+    llava = PrunedLlava(
+        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
+    )
+    recorded, here = meta["provenance"]["model"], model_state(llava)
+    for name in _MUST_BE:
+        if recorded[name] != here[name]:
+            verdict.differences.append(f"{name} is {here[name]!r}, recorded is {recorded[name]!r}")
+    made = meta["provenance"]["software"]
+    others = [(name, recorded[name], here[name]) for name in _MAY_DIFFER]
+    others += [(name, made[name], software()[name]) for name in ("lock", "code", "git")]
+    others += [(name, version, software()["versions"].get(name)) for name, version in made["versions"].items()]
+    verdict.unchecked += [f"under {name} {then!r}: here it is {now!r}" for name, then, now in others if then != now]
+    return llava
+
+
+def _means(data: dict[str, Any], lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Accuracies that are not the means of their answers' scores."""
+    for strategy, block in blocks_of(data):
+        scores: dict[Any, list[float]] = {}
+        for line in lines:
+            if line["strategy"] == strategy and line["layer"] == block["layer"]:
+                scores.setdefault(line["tokens"], []).append(line["score"])
+        means = [fmean(found) for found in scores.values()]
+        if len(means) != len(block["accuracies"]):
+            yield f"{strategy}: {len(block['accuracies'])} accuracies, but answers at {len(means)} budgets"
+            continue
+        for tokens, mean, said in zip(block["tokens"], means, block["accuracies"], strict=True):
+            if abs(mean - said) > _SAME:
+                yield f"{strategy} at {tokens}: accuracy is {mean:g} by its answers, recorded is {said:g}"
+
+
+def _compared(where: str, line: dict[str, Any] | None, outcome: dict[str, Any]) -> Iterator[str]:
+    if line is None:
+        yield f"{where}: no answer is recorded"
+        return
+    for name in _ACTED:
+        if line[name] != outcome[name]:
+            yield f"{where}: {name} is {outcome[name]!r}, recorded is {line[name]!r}"
+            return
+
+
+def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return line["strategy"], line["layer"], line["tokens"], line["seed"]
+
+
+def _named(place: tuple[Any, ...]) -> str:
+    strategy, layer, tokens, seed = place
+    said = [f"after layer {layer}" if layer is not None else "", f"at {tokens}" if tokens is not None else ""]
+    return " ".join([strategy, *filter(None, said), *([] if seed is None else [f"seed {seed}"])])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"result {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(data, dict) or "strategies" not in data or "meta" not in data:
+        raise InputError(f"result {str(path)!r} is no sweep's JSON: give the file that `sweep` wrote")
+    return data
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"answers {str(path)!r} cannot be read: {error}") from error
