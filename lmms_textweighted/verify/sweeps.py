@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from lmms_textweighted.experiment.grid import check_points
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.families import LoadOptions, load
+from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
@@ -67,10 +69,7 @@ def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
             points,
             decoding=documents.decoding,
             ranks=False,
-            judge=lambda answer, document=document: (
-                documents.score(document, answer),
-                answer.strip() == document.target.strip(),
-            ),
+            judge=partial(_judged, documents, document),
         )
         for point, outcome in zip(points, outcomes, strict=True):
             place = (point.strategy, point.layer, point.budget, point.seed)
@@ -131,6 +130,10 @@ def _means(data: dict[str, Any], lines: list[dict[str, Any]]) -> Iterator[str]:
         for tokens, mean, said in zip(block["tokens"], means, block["accuracies"], strict=True):
             if abs(mean - said) > _SAME:
                 yield f"{strategy} at {tokens}: accuracy is {mean:g} by its answers, recorded is {said:g}"
+
+
+def _judged(documents: Documents, document: Document, answer: str) -> tuple[float, bool]:
+    return documents.score(document, answer), answer.strip() == document.target.strip()
 
 
 def _compared(where: str, line: dict[str, Any] | None, outcome: dict[str, Any]) -> Iterator[str]:
