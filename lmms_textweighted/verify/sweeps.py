@@ -136,6 +136,10 @@ def _means(data: dict[str, Any], lines: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"{strategy} at {tokens}: accuracy is {mean:g} by its answers, recorded is {said:g}"
 
 
+def _judged(documents: Documents, document: Document, answer: str) -> tuple[float, bool]:
+    return documents.score(document, answer), answer.strip() == document.target.strip()
+
+
 def _compared(where: str, line: dict[str, Any] | None, outcome: dict[str, Any]) -> Iterator[str]:
     if line is None:
         yield f"{where}: no answer is recorded"
