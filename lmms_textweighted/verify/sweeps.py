@@ -82,10 +82,6 @@ def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
     return verdict
 
 
-def _judged(documents: Documents, document: Document, answer: str) -> tuple[float, bool]:
-    return documents.score(document, answer), answer.strip() == document.target.strip()
-
-
 def _experiment(meta: Mapping[str, Any]) -> Experiment:
     """The recorded options. What was left to a default is what it came to: dtype and attention kernel."""
     options, model = dict(meta["options"]), meta["provenance"]["model"]
