@@ -240,6 +240,16 @@ def test_a_timed_prefill_is_the_models_own(llava):
     assert found.ratio > 0
 
 
+def test_more_timed_documents_than_there_are_is_refused(monkeypatch, tmp_path, capsys):
+    """Timing fewer in silence would put another number of documents behind the medians."""
+    words = ["sweep", "--num-samples", "2", "--time", "3", "--tokens", "64", "--output-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["lmms-textweighted", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "time is 3, but the sweep has 2 documents: give at most as many" in capsys.readouterr().err
+
+
 def test_points_slower_than_the_unpruned_model_are_said_in_words():
     plan = make_plan("fastv", keep_tokens=64)
     points = [Point("fastv", 64, plan, 2), Point("dart", 64, plan, 2), Point("none", None, make_plan("none"))]

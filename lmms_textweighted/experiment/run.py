@@ -47,6 +47,10 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     quiet_libraries()
     documents = documents_of(experiment)  # wrong data should cost no loading of a model
     decoding = documents.decoding
+    if experiment.timed > len(documents):
+        raise InputError(
+            f"time is {experiment.timed}, but the sweep has {len(documents)} documents: give at most as many"
+        )
     options = experiment.load_options if state is None else placed(experiment.load_options, state)
     model, processor = load(experiment.model_path, options)
     llava = PrunedLlava(
