@@ -34,7 +34,7 @@ def assert_same_curves(found: dict, expected: dict) -> None:
         assert found[name].keys() == block.keys()
         assert (found[name]["layer"], found[name]["plans"]) == (block["layer"], block["plans"])
         for figure, values in block.items():
-            if figure in ("layer", "plans"):
+            if figure in ("layer", "plans", "paired"):  # tests follow from the scores, and are no numbers alone
                 continue
             assert found[name][figure] == pytest.approx(values, rel=1e-3), (name, figure)
 

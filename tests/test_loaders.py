@@ -439,7 +439,7 @@ def test_loader_and_format_must_fit() -> None:
         load("tiny", LoadOptions(loader="llava"))
     with pytest.raises(InputError, match="unknown loader 'lava': did you mean 'llava'"):
         load("tiny", LoadOptions(loader="lava"))
-    with pytest.raises(InputError, match="vision_tower is for checkpoints in liuhaotian format"):
+    with pytest.raises(InputError, match="vision_tower is 'somewhere', which is for checkpoints in liuhaotian format"):
         load("tiny", LoadOptions(vision_tower="somewhere"))
 
 

@@ -87,8 +87,8 @@ def test_a_method_of_an_installed_package_has_its_name(script, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("my_method.py:THEIRS", "strategy 'my_method.py:THEIRS' cannot be imported"),
-        ("gone.py:MINE", "strategy 'gone.py:MINE' cannot be imported"),
+        ("my_method.py:THEIRS", "strategy 'my_method.py:THEIRS': 'my_method.py' has no 'THEIRS'"),
+        ("gone.py:MINE", "strategy 'gone.py:MINE': there is no file 'gone.py'"),
         ("no_such_module:MINE", "strategy 'no_such_module:MINE' cannot be imported"),
         ("my_method.py:StrongestRow", "is a class: give an object of lmms_textweighted.methods.Method"),
     ],

@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(file):
     with pytest.raises(PlanError, match=re.escape("plan 'gone.yaml' cannot be read (No such file")):
         find_method("gone.yaml")
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match=re.escape("plan 'plan.yaml' cannot be read: it is no text")):
+    with pytest.raises(PlanError, match=re.escape("plan 'plan.yaml' cannot be read (it is no text)")):
         find_method("plan.yaml")
 
 

@@ -318,7 +318,7 @@ def test_a_long_list_of_repeated_ids_is_cut(tmp_path):
 
 def test_the_image_folder_must_be_there(tmp_path):
     path = write(tmp_path, [entry(image="a.png")])
-    assert "names 1 pictures, but no image folder is given" in read_error(path, None)
+    assert "names 1 picture, but no image folder is given" in read_error(path, None)
     assert "is no folder" in read_error(path, tmp_path / "nowhere")
     assert "is no folder" in read_error(path, path)
 
