@@ -23,9 +23,9 @@ from lmms_textweighted.engine.deepstack import Deepstack
 from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.layout import Layout, find_layout, unknown_text
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
-from lmms_textweighted.engine.observe import attention_rows, observing
+from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.plan import Plan
-from lmms_textweighted.engine.prefill import image_ranks, positions_of, rows_read, wants_keys
+from lmms_textweighted.engine.prefill import image_ranks, positions_of, read, rows_read
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
@@ -155,12 +155,7 @@ def run_prefix(
         for scorer in scorers:
             if scorer.reads is not Rows.NONE and len(image):
                 rows = rows_read(scorer.reads, layout, 0, image, text)
-                attention = None
-                if scorer.reads is not Rows.KEYS:
-                    attention = attention_rows(
-                        query[0], key[0], rows, layout.valid[0], scaling, mean_over_heads=not scorer.per_head
-                    )
-                flat = key[0].transpose(0, 1).flatten(1).float() if wants_keys(scorer) else None
+                attention, flat = read(scorer, query[0], key[0], rows, layout.valid[0], scaling)
                 found, _ = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
                 scores[scorer] = found.to(layout.image.device)
 

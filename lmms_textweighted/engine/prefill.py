@@ -106,13 +106,8 @@ class Prefill:
             image, text = (places.to(query.device) for places in positions_of(layout, row))
             if len(image):
                 rows = rows_read(stage.scorer.reads, layout, row, image, text)
-                attention = None
-                if stage.scorer.reads is not Rows.KEYS:
-                    mean = not stage.scorer.per_head
-                    attention = attention_rows(
-                        query[row], key[row], rows, layout.valid[row], scaling, mean_over_heads=mean
-                    )
-                seen = self._seen(stage.scorer, current, row, image, rows, text, attention, key[row])
+                attention, keys = read(stage.scorer, query[row], key[row], rows, layout.valid[row], scaling)
+                seen = self._seen(stage.scorer, current, row, image, rows, text, attention, keys)
                 scores, weights = stage.scorer.score(seen)
             else:
                 scores = weights = query.new_zeros(0, dtype=torch.float32)
@@ -246,7 +241,7 @@ class Prefill:
         rows: torch.Tensor,
         text: torch.Tensor,
         attention: torch.Tensor | None = None,
-        key: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
     ) -> Seen:
         layout, device = self._layout_of(current), image.device
         if current is None:
@@ -269,7 +264,7 @@ class Prefill:
             sizes=layout.image_sizes[row],
             text=text,
             positions=positions.clamp(min=0),
-            keys=None if key is None or not wants_keys(scorer) else key.transpose(0, 1).flatten(1).float(),
+            keys=keys,
             embeddings=embeddings,
             image_embeddings=image_embeddings,
         )
@@ -299,8 +294,19 @@ def positions_of(layout: Layout, row: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def wants_keys(scorer: Scorer) -> bool:
-    return scorer.needs_keys or scorer.reads is Rows.KEYS
+def read(
+    scorer: Scorer, query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(attention, keys) of one layer that a scorer asks for, as `Seen` has them; None for what it does not.
+
+    query [H, S, D], key [G, S, D], rows [R] positions, valid [S].
+    """
+    attention = keys = None
+    if scorer.reads is not Rows.KEYS:
+        attention = attention_rows(query, key, rows, valid, scaling, mean_over_heads=not scorer.per_head)
+    if scorer.needs_keys or scorer.reads is Rows.KEYS:
+        keys = key.transpose(0, 1).flatten(1).float()
+    return attention, keys
 
 
 def rows_read(reads: Rows, layout: Layout, row: int, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
