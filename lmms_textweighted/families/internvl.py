@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.image_tokens import RunSplice
 from lmms_textweighted.families.processor_family import ProcessorFamily
 
@@ -24,7 +23,5 @@ class InternVlFamily(ProcessorFamily):
 
     @classmethod
     def limit(cls, processor: Any, limits: dict[str, int]) -> None:
-        least, most = limits["min_patches"], limits["max_patches"]
-        if least > most:
-            raise InputError(f"min_patches is {least}, but max_patches is {most}: give both")
-        processor.image_processor.min_patches, processor.image_processor.max_patches = least, most
+        images = processor.image_processor
+        images.min_patches, images.max_patches = limits["min_patches"], limits["max_patches"]

@@ -74,12 +74,12 @@ class ProcessorFamily(TransformersFamily):
         if not getattr(processor, "chat_template", None):
             where = "its folder" if Path(folder).is_dir() else "the checkpoint"
             raise CheckpointError(f"checkpoint {pretrained!r} has no chat template: {where} should hold one")
-        cls.limit(processor, {**cls.limits, **given})
+        cls.limit(processor, _in_order({**cls.limits, **given}))
         return Loaded(options.place(model), processor)
 
     @classmethod
     def limit(cls, processor: Any, limits: dict[str, int]) -> None:
-        """Make a processor keep these limits. limits: those of `cls.limits`, all of them."""
+        """Make a processor keep these limits. limits: those of `cls.limits`, all of them, the least below the most."""
 
     # Prompts.
 
@@ -132,3 +132,12 @@ class ProcessorFamily(TransformersFamily):
         if not offsets:
             return ids, [(0, 0)] * len(ids)
         return ids, spans_before(encoded["offset_mapping"], written)
+
+
+def _in_order(limits: dict[str, int]) -> dict[str, int]:
+    """The same limits. Raises InputError where a least is above its most, one of them being a default."""
+    for name, least in limits.items():
+        most = name.replace("min_", "max_")
+        if least > limits[most]:
+            raise InputError(f"{name} is {least}, but {most} is {limits[most]}: give both")
+    return limits

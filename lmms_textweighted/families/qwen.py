@@ -22,10 +22,8 @@ class Qwen25VlFamily(ProcessorFamily):
 
     @classmethod
     def limit(cls, processor: Any, limits: dict[str, int]) -> None:
-        least, most = limits["min_pixels"], limits["max_pixels"]
-        if least > most:
-            raise InputError(f"min_pixels is {least}, but max_pixels is {most}: give both")
-        processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+        size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+        processor.image_processor.size = size
 
     def prepared(self, pictures: Sequence[Any]) -> list[Any]:
         return [self._resized(picture) for picture in pictures]
@@ -54,7 +52,7 @@ class Qwen2VlFamily(Qwen25VlFamily):
         return [self._resized(picture, **limits) for picture in pictures]
 
 
-class Qwen3VlFamily(Qwen25VlFamily):
+class Qwen3VlFamily(Qwen2VlFamily):
     """lmms-eval's `qwen3_vl`, chat: one resize, on which its own limits do not act; those of a user do."""
 
     models: ClassVar[dict[str, str]] = {
@@ -62,12 +60,6 @@ class Qwen3VlFamily(Qwen25VlFamily):
         "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     }
     limits: ClassVar[dict[str, int]] = {"min_pixels": 4 * 32 * 32, "max_pixels": 16384 * 32 * 32}
-    system_prompt = "You are a helpful assistant."
-
-    def prepared(self, pictures: Sequence[Any]) -> list[Any]:
-        size = self.processor.image_processor.size
-        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-        return [self._resized(picture, **limits) for picture in pictures]
 
     def options(self, processor: Any) -> dict[str, Any]:
         return {"do_resize": False}

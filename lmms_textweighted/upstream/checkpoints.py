@@ -134,7 +134,7 @@ def _image_processor() -> bool:
 
 
 @CHECKPOINTS(
-    "a CLIP image processor's size, crop_size, image_mean, image_std, resample, rescale_factor, do_…", "families.llava"
+    "a CLIP image processor's size, crop_size, image_mean, image_std, resample, rescale_factor, do_…", "families.images"
 )
 def _numbers() -> bool:
     from transformers import CLIPImageProcessor
