@@ -20,7 +20,7 @@ from lmms_textweighted.experiment.outcomes import Outcome, collect
 from lmms_textweighted.experiment.pairs import pair
 from lmms_textweighted.experiment.ranges import parse_budgets
 from lmms_textweighted.experiment.tables import print_tables
-from lmms_textweighted.experiment.timing import Prefill, PrefillTime, time_points
+from lmms_textweighted.experiment.timing import Prefill, time_points
 from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
@@ -222,10 +222,10 @@ def test_prefills_are_timed_beside_the_unpruned_one(llava, monkeypatch):
     plan = make_plan("fastv", keep_tokens=64)
     points = [Point("fastv", 64, plan, 2), Point("again", 64, plan, 2), Point("none", None, make_plan("none"))]
     found = time_points(llava, [document.message for document in documents], points)
-    assert [PrefillTime.of(one) for one in found] == [
-        PrefillTime(1.0, 0.5, 0.5),
-        PrefillTime(1.0, 0.5, 0.5),
-        PrefillTime(2.0, 0.0, 1.0),
+    assert [Prefill.median_of(one) for one in found] == [
+        Prefill(1.0, 0.5, 0.5),
+        Prefill(1.0, 0.5, 0.5),
+        Prefill(2.0, 0.0, 1.0),
     ]
     assert [len(one) for one in found] == [3, 3, 3]
     assert len(asked) == (3 + 1) * 2  # two plans, three documents and a warm-up

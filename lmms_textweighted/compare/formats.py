@@ -167,13 +167,12 @@ def _csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         figures = row.figures
         start = [row.name, row.method, row.published, figures.kept, figures.equivalent, figures.flops_ratio]
-        start.append(figures.kv_bytes)
-        seconds = [figures.prefill_seconds, figures.selection_seconds, figures.selection_flops_ratio]
+        start += [figures.kv_bytes, figures.prefill_seconds, figures.selection_seconds, figures.selection_flops_ratio]
         for column in [*comparison.columns, average]:
             cell = row.average if column is average else row.cells.get(column.task)
             if cell is None:
                 continue
-            where = [*seconds, column.task, column.metric, "%" if column.percent else "score"]
+            where = [column.task, column.metric, "%" if column.percent else "score"]
             values = [getattr(cell, name) for name in names]
             writer.writerow([*start, *where, *values, cell.note, bool(comparison.forced), row.source])
     return file.getvalue()

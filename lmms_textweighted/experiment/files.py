@@ -15,7 +15,7 @@ from lmms_textweighted.experiment.grid import Point
 from lmms_textweighted.experiment.names import OWN_LAYERS
 from lmms_textweighted.experiment.outcomes import Curve, Outcome
 from lmms_textweighted.experiment.pairs import Pair, pair, paired_figures
-from lmms_textweighted.experiment.timing import PrefillTime
+from lmms_textweighted.experiment.timing import Prefill
 from lmms_textweighted.statistics import mean_interval
 
 MAIN_STRATEGY = "text_weighted"
@@ -159,7 +159,7 @@ def write_answers(
 
 def _times(curve: Curve) -> dict[str, Any]:
     """Medians over the timed documents."""
-    times = [PrefillTime.of(prefills) for prefills in curve.prefills]
+    times = [Prefill.median_of(prefills) for prefills in curve.prefills]
     return {
         "prefill_seconds": [time.seconds for time in times],
         "prefill_ratio": [time.ratio for time in times],

@@ -35,3 +35,8 @@ def axis(meta: dict[str, Any]) -> str:
 def budget_text(budget: float, meta: dict[str, Any]) -> str:
     """A budget as tables and pictures write it: `64`, or `46%` of a share."""
     return f"{100 * budget:.4g}%" if meta.get("budget") in SHARES and budget <= 1 else f"{budget:g}"
+
+
+def budget_suffix(kind: str, budget: float) -> str:
+    """A budget in the name of a run: `64`, `ratio0.25`, `equivalent128`, `flops0.3`."""
+    return {"keep_tokens": "", "keep_ratio": "ratio"}.get(kind, kind.partition("_")[0]) + f"{budget:g}"

@@ -77,10 +77,7 @@ def _upright(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]
 
 def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]) -> Table:
     """Strategies in rows, budgets in columns; strategies that cost the same stand together, below their cost."""
-    table = Table(title=_title(data))
-    table.add_column(axis(data["meta"]), no_wrap=True)
-    for budget in budgets:
-        table.add_column(budget_text(budget, data["meta"]), justify="right", no_wrap=True)
+    table = _with_budgets(_title(data), data, budgets)
     for layers, members in _of_equal_cost(rows):
         widest = max((block for _, block in members), key=lambda block: len(block["tokens"]))
         table.add_row(_where(layers), *("" for _ in budgets), style="bold")
@@ -92,6 +89,15 @@ def _lying(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]) 
                 spread = (_at(block, budget, "accuracy_spread", "±{:.1f}", 100) for budget in budgets)
                 table.add_row(f"    over {len(block['seeds'])} seeds", *spread)
         table.add_section()
+    return table
+
+
+def _with_budgets(title: str, data: dict[str, Any], budgets: Sequence[float]) -> Table:
+    """An empty table with a column a budget."""
+    table = Table(title=title)
+    table.add_column(axis(data["meta"]), no_wrap=True)
+    for budget in budgets:
+        table.add_column(budget_text(budget, data["meta"]), justify="right", no_wrap=True)
     return table
 
 
@@ -161,10 +167,8 @@ def _mark(block: dict[str, Any], budget: float, against: str, place: int) -> str
 def _times(data: dict[str, Any], rows: Sequence[Row], budgets: Sequence[float]) -> Table:
     """Measured prefill against unpruned, selection in it, and the selection's own seconds."""
     documents = data["meta"]["timed_documents"]
-    table = Table(title=f"seconds to the first token against unpruned in %, {documents} documents (selection in ms)")
-    table.add_column(axis(data["meta"]), no_wrap=True)
-    for budget in budgets:
-        table.add_column(budget_text(budget, data["meta"]), justify="right", no_wrap=True)
+    title = f"seconds to the first token against unpruned in %, {documents} documents (selection in ms)"
+    table = _with_budgets(title, data, budgets)
     for name, block in sorted(rows, key=lambda row: _layers(row[1])):
         layer = "" if block["layer"] is None else f" {block['layer']}"
         table.add_row(name + layer, *(_time(block, budget) for budget in budgets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import median
 
 from lmms_textweighted.engine.plan import Plan
@@ -17,25 +17,17 @@ from lmms_textweighted.prompts import Message
 
 @dataclass(frozen=True)
 class Prefill:
-    """One document's prefill under one plan: seconds to the first token, vision tower and selection in them; those of
-    the selection, on the host; and the seconds over those of the same document unpruned."""
-
-    seconds: float
-    selection: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class PrefillTime:
-    """Medians over the timed documents, see `Prefill`."""
+    """One document's prefill under one plan, or the medians of several documents': seconds to the first token, vision
+    tower and selection in them; those of the selection, on the host; and the seconds over those of the same document
+    unpruned."""
 
     seconds: float
     selection: float
     ratio: float
 
     @classmethod
-    def of(cls, measured: Sequence[Prefill]) -> PrefillTime:
-        return cls(*(median(getattr(one, name) for one in measured) for name in ("seconds", "selection", "ratio")))
+    def median_of(cls, measured: Sequence[Prefill]) -> Prefill:
+        return cls(*(median(getattr(one, item.name) for one in measured) for item in fields(cls)))
 
 
 def time_points(llava: PrunedLlava, messages: Iterable[Message], points: Sequence[Point]) -> list[list[Prefill]]:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lmms_textweighted.errors import InputError, unknown
+from lmms_textweighted.experiment.names import budget_suffix
 from lmms_textweighted.paths import config_names, config_text
 
 FOLDER = "leaderboard"  # of the configs
@@ -70,8 +71,7 @@ class Budget(_Strict):
 
     def __str__(self) -> str:
         """As runs are named: `64`, `equivalent64`, `flops0.3`."""
-        name, value = self.given
-        return {"keep_tokens": "", "keep_ratio": "ratio"}.get(name, name.partition("_")[0]) + f"{value:g}"
+        return budget_suffix(*self.given)
 
 
 def _counted(value: Any) -> Any:

@@ -17,12 +17,7 @@ def file_lock(path: Path) -> Iterator[int | None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file.fileno()
+        yield file.fileno() if taken(file.fileno()) else None
 
 
 @contextmanager
