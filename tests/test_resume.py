@@ -225,14 +225,14 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(tmp_path, whole):
 _LIMITED = """
 import resource, sys
 from lmms_textweighted import cli
-from lmms_textweighted.experiment import run
+from lmms_textweighted.experiment import answering
 
-def load(*given, whole=run.load):
+def load(*given, whole=answering.load):
     loaded = whole(*given)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
     return loaded
 
-run.load = load
+answering.load = load
 sys.argv[0] = "lmms-textweighted"
 cli.main()
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from lmms_textweighted.experiment.outcomes import Answered, Outcome
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.experiment.progress import progress_on
 from lmms_textweighted.experiment.timing import Prefill, time_points
+from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
 from lmms_textweighted.inference import Decoding, PrunedLlava
@@ -37,6 +39,14 @@ def documents_of(experiment: Experiment) -> Documents:
             single_prediction_prompt=prompt,
         )
     return Documents.of_task(experiment.task, experiment.num_samples, single_prediction_prompt=prompt)
+
+
+def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
+    """The checkpoint, with the template, seed and stated lengths of the sweep. Raises as `load` does."""
+    model, processor = load(experiment.model_path, options)
+    return PrunedLlava(
+        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
+    )
 
 
 def answer_all(
@@ -99,7 +109,7 @@ def time_all(
     """By point, of the first documents of the set; empty where none is asked for. Each process times its share."""
     if not experiment.timed:
         return []
-    numbers = share(min(experiment.timed, len(documents)))
+    numbers = share(experiment.timed)
     with console.status(f"timing {len(numbers)} documents x {len(points)} points"):
         own = time_points(llava, [documents[number].message for number in numbers], points)
     # A row a document, so that `gather` may join the processes' shares.
@@ -123,7 +133,7 @@ def _answer(
             points,
             decoding=decoding,
             ranks=experiment.ranks,
-            judge=lambda answer: (documents.score(document, answer), answer.strip() == document.target.strip()),
+            judge=partial(documents.judge, document),
         )
     except Exception as error:
         raise InputError(f"{document.name}: {describe(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -21,14 +21,16 @@ from lmms_textweighted.provenance.record import provenance
 def meta_of(
     experiment: Experiment,
     llava: PrunedLlava,
+    state: Mapping[str, Any],
     documents: Documents,
     answered: list[Answered],
     left_out: Sequence[LeftOut],
     layers: int,
 ) -> dict[str, Any]:
+    """state: `provenance.model.model_state` of llava."""
     digests = [document.row["digest"] for document in answered]
     asked = experiment.pruning_layers(layers)
-    made = provenance(llava)
+    made = provenance(state)
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,
@@ -45,7 +47,7 @@ def meta_of(
         "image_aspect_ratio": llava.image_aspect_ratio,
         "pruning_layer": asked if experiment.layers is None or len(asked) > 1 else asked[0],
         "budget": experiment.budget,
-        "timed_documents": min(experiment.timed, len(answered)),
+        "timed_documents": experiment.timed,
         "text_scope": experiment.text_scope,
         "keep_scope": experiment.keep_scope,
         "layer_numbering": "from 0; image tokens leave after this layer",

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.experiment.answering import answer_all, documents_of, time_all
+from lmms_textweighted.experiment.answering import answer_all, documents_of, model_of, time_all
 from lmms_textweighted.experiment.claim import claiming
 from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import Point, check_points
@@ -20,9 +20,8 @@ from lmms_textweighted.experiment.meta import meta_of
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.outcomes import Answered, collect
 from lmms_textweighted.experiment.tables import print_tables
-from lmms_textweighted.families import load
 from lmms_textweighted.harness.quiet import quiet_libraries
-from lmms_textweighted.inference import PrunedLlava, geometry_of
+from lmms_textweighted.inference import geometry_of
 from lmms_textweighted.parallel.processes import gather, join, placed, world
 from lmms_textweighted.parallel.watch import watch_others
 
@@ -52,14 +51,11 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
             f"time is {experiment.timed}, but the sweep has {len(documents)} documents: give at most as many"
         )
     options = experiment.load_options if state is None else placed(experiment.load_options, state)
-    model, processor = load(experiment.model_path, options)
-    llava = PrunedLlava(
-        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
-    )
+    llava = model_of(experiment, options)
     if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
-    layers = model.config.get_text_config().num_hidden_layers
-    points, left_out = experiment.grid(geometry_of(model))
+    layers = llava.model.config.get_text_config().num_hidden_layers
+    points, left_out = experiment.grid(geometry_of(llava.model))
     check_points(points, llava)
     for point in left_out:
         console.print(f"left out: {point}", soft_wrap=True, markup=False, highlight=False)
@@ -74,7 +70,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     image_tokens = llava.tokens_per_image or round(fmean(seen_tokens or [0]))
     data = experiment_data(
         collect(points, outcomes, prefills),
-        meta_of(experiment, llava, documents, answered, left_out, layers),
+        meta_of(experiment, llava, head["model"], documents, answered, left_out, layers),
         layers=layers,
         image_tokens=image_tokens,
         against=experiment.references(points),

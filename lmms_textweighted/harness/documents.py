@@ -89,6 +89,10 @@ class Documents(ABC):
     def score(self, document: Document, answer: str) -> float:
         """The score of an answer."""
 
+    def judge(self, document: Document, answer: str) -> tuple[float, bool]:
+        """(the score of an answer, whether the whole of it is the target, white space around it aside)"""
+        return self.score(document, answer), answer.strip() == document.target.strip()
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """For the result's meta: `task`, `selection` and what else says which documents were used."""

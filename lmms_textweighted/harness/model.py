@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families import load
-from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported
@@ -38,6 +37,7 @@ from lmms_textweighted.parallel.processes import check_joined, placed
 from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.pictures import strict_pillow
 from lmms_textweighted.prompts import Message, user_message
+from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.record import provenance
 from lmms_textweighted.upstream.known_bad import check_versions
 
@@ -87,8 +87,9 @@ class LlavaTextweighted(lmms):
                 )
             self._refused: set[str] = set()
             self._answer_settings: dict[str, dict[str, Any]] = {}
-            self.run_settings = self._run_settings()
-            self.provenance = provenance(self.llava)
+            state = model_state(self.llava)
+            self.run_settings = self._run_settings(state)
+            self.provenance = provenance(state)
             self.store = TraceStore(self.run_settings)
         make_current(self.store)
         if self._rank == 0:
@@ -107,19 +108,13 @@ class LlavaTextweighted(lmms):
             system_prompt=self.settings.system_prompt,
         )
 
-    def _run_settings(self) -> dict[str, Any]:
+    def _run_settings(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What the answers depend on, as it acts: it is logged, keys the trace store and stands in logged samples."""
-        model = self.llava.model
         return {
             **self.settings.resolved(self.geometry),
-            "loader": self.llava.loader,
-            "conv_template": self.llava.template,
-            "image_aspect_ratio": self.llava.image_aspect_ratio,
+            **{name: state[name] for name in ("loader", "conv_template", "image_aspect_ratio")},
             **({"system_prompt": self.llava.acting_system_prompt} if self.llava.acting_system_prompt else {}),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "attn_implementation": model.config.get_text_config()._attn_implementation,
-            "weights": weights_fingerprint(model),
+            **{name: state[name] for name in ("dtype", "device", "attn_implementation", "weights")},
         }
 
     # What lmms-eval asks of a model.

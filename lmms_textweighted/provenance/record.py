@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmms_textweighted.inference import PrunedLlava
-from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
 
 
-def provenance(llava: PrunedLlava) -> dict[str, Any]:
-    """`software`: see `software.software`; `model`: see `model.model_state`; `command`: see `command_line`."""
-    return {"software": software(), "model": model_state(llava), "command": command_line()}
+def provenance(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`software`: see `software.software`; `model`: `model.model_state`, as given; `command`: see `command_line`."""
+    return {"software": software(), "model": state, "command": command_line()}
 
 
 def command_line() -> str:

@@ -18,15 +18,16 @@ from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.plan import NONE
 from lmms_textweighted.engine.splice import removed_at_end
 from lmms_textweighted.errors import InputError, PromptError, describe
+from lmms_textweighted.experiment.names import budget_suffix
 from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load
-from lmms_textweighted.families.fingerprint import weights_fingerprint
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import in_halves
 from lmms_textweighted.methods.budget import Budget, Geometry
 from lmms_textweighted.prompts import check_template, render
+from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.record import provenance
 from lmms_textweighted.regress.baseline import Baseline, DocumentRecord, Outcome, PointRecord, Settings, Setup
 from lmms_textweighted.regress.compact import to_ranges, to_runs
@@ -51,9 +52,9 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
         ids = [document.id for document in documents]
         check_contents(expected, list(zip(ids, contents, strict=True)), versions)
     llava = _load(settings)
-    weights = weights_fingerprint(llava.model)
+    state = model_state(llava)
     if expected is not None:
-        check_weights(expected, weights)
+        check_weights(expected, state["weights"])
     points = _points(settings, geometry_of(llava.model))
     check_points(points, llava)
     outcomes = []
@@ -70,14 +71,14 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
     return Baseline(
         settings=settings,
         setup=Setup(
-            weights=weights,
+            weights=state["weights"],
             conv_mode=str(llava.template),
             metric=source.metric,
             decoding=_as_read(asdict(llava.stopping(decoding))),
             preparation=_preparation(llava),
             versions=versions,
         ),
-        provenance=provenance(whole),
+        provenance=provenance(state),
         documents=tuple(_record(whole, *each) for each in zip(documents, contents, strict=True)),
         points=tuple(_point(point, _name(point, settings), outcomes) for point in points),
         outcomes=tuple(outcomes),
@@ -175,8 +176,8 @@ def _kept(answer: Answer) -> tuple[str, ...]:
 
 def _name(point: Point, settings: Settings) -> str:
     """As leaderboards call it: `fastv@64`, `fastv@ratio0.25`, `fastv@equivalent128`, `fastv@flops0.5`."""
-    said = {"keep_tokens": "", "keep_ratio": "ratio", "equivalent_tokens": "equivalent", "flops_ratio": "flops"}
-    return point.strategy if point.budget is None else f"{point.strategy}@{said[settings.budgets[0]]}{point.budget:g}"
+    kind, _ = settings.budgets
+    return point.strategy if point.budget is None else f"{point.strategy}@{budget_suffix(kind, point.budget)}"
 
 
 def _point(point: Point, name: str, outcomes: list[Outcome]) -> PointRecord:

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from lmms_textweighted.errors import InputError
-from lmms_textweighted.experiment.answering import documents_of
+from lmms_textweighted.experiment.answering import documents_of, model_of
 from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.grid import check_points
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.points import run_document
-from lmms_textweighted.families import LoadOptions, load
-from lmms_textweighted.harness.documents import Document, Documents
+from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
@@ -69,7 +68,7 @@ def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
             points,
             decoding=documents.decoding,
             ranks=False,
-            judge=partial(_judged, documents, document),
+            judge=partial(documents.judge, document),
         )
         for point, outcome in zip(points, outcomes, strict=True):
             place = (point.strategy, point.layer, point.budget, point.seed)
@@ -100,18 +99,15 @@ def _experiment(meta: Mapping[str, Any]) -> Experiment:
 
 def _loaded(experiment: Experiment, meta: Mapping[str, Any], verdict: Verdict) -> PrunedLlava:
     """The model, as the sweep has it; what is another one than recorded goes into the verdict."""
-    model, processor = load(experiment.model_path, experiment.load_options)
-    llava = PrunedLlava(
-        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
-    )
+    llava = model_of(experiment, experiment.load_options)
     recorded, here = meta["provenance"]["model"], model_state(llava)
     for name in _MUST_BE:
         if recorded[name] != here[name]:
             verdict.differences.append(f"{name} is {here[name]!r}, recorded is {recorded[name]!r}")
-    made = meta["provenance"]["software"]
+    made, now_made = meta["provenance"]["software"], software()
     others = [(name, recorded[name], here[name]) for name in _MAY_DIFFER]
-    others += [(name, made[name], software()[name]) for name in ("lock", "code", "git")]
-    others += [(name, version, software()["versions"].get(name)) for name, version in made["versions"].items()]
+    others += [(name, made[name], now_made[name]) for name in ("lock", "code", "git")]
+    others += [(name, version, now_made["versions"].get(name)) for name, version in made["versions"].items()]
     verdict.unchecked += [f"under {name} {then!r}: here it is {now!r}" for name, then, now in others if then != now]
     return llava
 
@@ -130,10 +126,6 @@ def _means(data: dict[str, Any], lines: list[dict[str, Any]]) -> Iterator[str]:
         for tokens, mean, said in zip(block["tokens"], means, block["accuracies"], strict=True):
             if abs(mean - said) > _SAME:
                 yield f"{strategy} at {tokens}: accuracy is {mean:g} by its answers, recorded is {said:g}"
-
-
-def _judged(documents: Documents, document: Document, answer: str) -> tuple[float, bool]:
-    return documents.score(document, answer), answer.strip() == document.target.strip()
 
 
 def _compared(where: str, line: dict[str, Any] | None, outcome: dict[str, Any]) -> Iterator[str]:
