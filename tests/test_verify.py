@@ -11,6 +11,7 @@ import pytest
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.verify.verdict import draw
 from tests.kills import run
+from tests.question_files import export_questions
 
 NAME = "fastv_textweighted_layer2_experiment"
 
@@ -72,3 +73,21 @@ def test_a_share_is_drawn_by_its_seed_and_is_one_at_least():
             draw(range(3), share, 0)
     with pytest.raises(InputError, match="no documents"):
         draw([], 0.05, 0)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_question_file_holds_where_the_file_is_said(tmp_path):
+    export_questions(tmp_path, 2)
+    source = ["--question-file", "questions.json", "--image-folder", "images"]
+    words = ["--tokens", "64", "--strategies", "text_weighted", "--no-ranks", "--output-dir", "out"]
+    done = run(tmp_path, "lmms_textweighted", "sweep", *source, *words)
+    assert done.returncode == 0, done.stderr
+    result = f"out/{NAME}.json"
+    held = run(tmp_path, "lmms_textweighted", "verify", result, "--share", "1", *source)
+    assert held.returncode == 0, held.stdout + held.stderr
+    assert held.stdout.splitlines()[-1] == "holds: 2 answers to 2 of 2 documents, seed 0"
+    silent = run(tmp_path, "lmms_textweighted", "verify", result)
+    assert silent.returncode == 1
+    assert (
+        "of question_file 'questions.json', whose place it does not tell: say it with --question-file" in silent.stderr
+    )

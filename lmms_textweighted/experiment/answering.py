@@ -24,6 +24,7 @@ from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.parallel.processes import gather, share
 from lmms_textweighted.prompts import render
 
+FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
 _LINE: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
 
@@ -42,11 +43,14 @@ def documents_of(experiment: Experiment) -> Documents:
 
 
 def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
-    """The checkpoint, with the template, seed and stated lengths of the sweep. Raises as `load` does."""
+    """The checkpoint, with the template, seed, stated lengths and pictures of the sweep. Raises as `load` does."""
     model, processor = load(experiment.model_path, options)
-    return PrunedLlava(
+    llava = PrunedLlava(
         model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
     )
+    if experiment.question_file and not options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
+        return llava.with_aspect_ratio(FILE_ASPECT_RATIO)
+    return llava
 
 
 def answer_all(

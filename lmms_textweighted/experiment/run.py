@@ -27,8 +27,6 @@ from lmms_textweighted.parallel.watch import watch_others
 
 __all__ = ["Experiment", "run_experiment"]
 
-FILE_ASPECT_RATIO = "square"  # a question file's pictures, as the published experiment had them
-
 
 @claiming(lambda experiment: experiment.target("json"))
 def run_experiment(experiment: Experiment) -> dict[str, Any]:
@@ -52,8 +50,6 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
         )
     options = experiment.load_options if state is None else placed(experiment.load_options, state)
     llava = model_of(experiment, options)
-    if experiment.question_file and not experiment.load_options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
-        llava = llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     layers = llava.model.config.get_text_config().num_hidden_layers
     points, left_out = experiment.grid(geometry_of(llava.model))
     check_points(points, llava)

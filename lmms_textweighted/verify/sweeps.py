@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.answering import documents_of, model_of
 from lmms_textweighted.experiment.files import blocks_of
@@ -21,29 +21,30 @@ from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
+from lmms_textweighted.verify.model import compare_models, compare_software
 from lmms_textweighted.verify.verdict import Verdict, draw
 
-_MUST_BE = ("weights", "conv_template", "conv_template_digest", "image_aspect_ratio")
-_MAY_DIFFER = ("loader", "dtype", "attn_implementation", "device", "device_name")
 _ACTED = ("answer", "score", "exact", "kept_tokens")
 _SAME = 1e-9  # of a mean that is computed again
 
 
-def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
+def verify_sweep(
+    path: Path, *, share: float, seed: int, question_file: Path | None = None, image_folder: Path | None = None
+) -> Verdict:
     """Hold the JSON against its answers, and a share of the answers against the model.
 
+    question_file, image_folder: where those of the sweep are, since a result holds their names only.
+
     Raises InputError where a file cannot be read, is of a version that did not record its options, or is of a question
-    file, whose place a result does not tell; and as `load` does.
+    file that is not given (or the other way round); and as `load` does.
     """
-    data = _json(path)
-    meta, lines = data["meta"], _lines(path.with_name(f"{path.stem}.answers.jsonl"))
+    data = read_json(path)
+    if "strategies" not in data or "meta" not in data:
+        raise InputError(f"result {str(path)!r} is no sweep's JSON: give the file that `sweep` wrote")
+    meta, lines = data["meta"], list(read_lines(path.with_name(f"{path.stem}.answers.jsonl")))
     if "options" not in meta:
         raise InputError(f"result {str(path)!r} does not record its options: it is of an older version, run it again")
-    if meta["options"]["question_file"]:
-        raise InputError(
-            f"result {str(path)!r} is of question file {meta['options']['question_file']!r}, whose place it does not "
-            f"tell: only a task's documents can be found again"
-        )
+    _check_source(path, meta["options"], {"question_file": question_file, "image_folder": image_folder})
     rows: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         rows.setdefault(line["document"], []).append(line)
@@ -52,7 +53,7 @@ def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
     if len(rows) != meta["num_samples"]:
         verdict.differences.append(f"answers are of {len(rows)} documents, the result is of {meta['num_samples']}")
     verdict.differences += _means(data, lines)
-    experiment = _experiment(meta)
+    experiment = _experiment(meta, question_file, image_folder)
     llava = _loaded(experiment, meta, verdict)
     points, _ = experiment.grid(geometry_of(llava.model))
     check_points(points, llava)
@@ -81,7 +82,19 @@ def verify_sweep(path: Path, *, share: float, seed: int) -> Verdict:
     return verdict
 
 
-def _experiment(meta: Mapping[str, Any]) -> Experiment:
+def _check_source(path: Path, options: Mapping[str, Any], given: Mapping[str, Path | None]) -> None:
+    """Raises InputError where the question file or its folder is not given, or was not used by the sweep."""
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if options[name] and value is None:
+            raise InputError(
+                f"result {str(path)!r} is of {name} {options[name]!r}, whose place it does not tell: say it with {flag}"
+            )
+        if value is not None and not options[name]:
+            raise InputError(f"{flag} is {str(value)!r}, but result {str(path)!r} has no {name}: leave it out")
+
+
+def _experiment(meta: Mapping[str, Any], question_file: Path | None, image_folder: Path | None) -> Experiment:
     """The recorded options. What was left to a default is what it came to: dtype and attention kernel."""
     options, model = dict(meta["options"]), meta["provenance"]["model"]
     loading = {**options["load_options"], "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}
@@ -92,6 +105,8 @@ def _experiment(meta: Mapping[str, Any]) -> Experiment:
         load_options=LoadOptions(**loading),
         stated=StatedLengths(**options["stated"]),
         conv_mode=meta["conv_mode"],
+        question_file=question_file,
+        image_folder=image_folder,
         output_dir=Path(),
     )
     return Experiment(**options)
@@ -100,15 +115,9 @@ def _experiment(meta: Mapping[str, Any]) -> Experiment:
 def _loaded(experiment: Experiment, meta: Mapping[str, Any], verdict: Verdict) -> PrunedLlava:
     """The model, as the sweep has it; what is another one than recorded goes into the verdict."""
     llava = model_of(experiment, experiment.load_options)
-    recorded, here = meta["provenance"]["model"], model_state(llava)
-    for name in _MUST_BE:
-        if recorded[name] != here[name]:
-            verdict.differences.append(f"{name} is {here[name]!r}, recorded is {recorded[name]!r}")
-    made, now_made = meta["provenance"]["software"], software()
-    others = [(name, recorded[name], here[name]) for name in _MAY_DIFFER]
-    others += [(name, made[name], now_made[name]) for name in ("lock", "code", "git")]
-    others += [(name, version, now_made["versions"].get(name)) for name, version in made["versions"].items()]
-    verdict.unchecked += [f"under {name} {then!r}: here it is {now!r}" for name, then, now in others if then != now]
+    here = model_state(llava)
+    compare_models(meta["provenance"]["model"], here, verdict)
+    compare_software(meta["provenance"], {"software": software(), "model": here}, verdict)
     return llava
 
 
@@ -146,20 +155,3 @@ def _named(place: tuple[Any, ...]) -> str:
     strategy, layer, tokens, seed = place
     said = [f"after layer {layer}" if layer is not None else "", f"at {tokens}" if tokens is not None else ""]
     return " ".join([strategy, *filter(None, said), *([] if seed is None else [f"seed {seed}"])])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"result {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(data, dict) or "strategies" not in data or "meta" not in data:
-        raise InputError(f"result {str(path)!r} is no sweep's JSON: give the file that `sweep` wrote")
-    return data
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"answers {str(path)!r} cannot be read: {error}") from error
