@@ -13,10 +13,12 @@ import sys
 import pytest
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
 from loguru import logger
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness import command_line
+from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.command_line import asked_decoding, asked_runs, check_supported
 from lmms_textweighted.harness.generation import check_acts, split_generation_kwargs
 from lmms_textweighted.harness.model import LlavaTextweighted, LlavaTextweightedChat
@@ -113,6 +115,18 @@ def test_a_system_instruction_reaches_a_task_that_writes_its_own_messages(folder
     assert all("USER: <image>\nBe brief. Look. " in prompt for prompt in prompts)
 
 
+def test_a_task_given_as_a_file_is_answered_in_the_chat_interface(folder):
+    """lmms-eval makes a task for the simple interface of it, whichever model asks."""
+    file = load_yaml_config(str(folder / "shapes_mcq" / "shapes_mcq.yaml"))
+    prompts = []
+    for task in ("shapes_mcq", file):
+        model = LlavaTextweightedChat(pretrained="tiny", keep_tokens=64)
+        prompts.append(prompts_of(model))
+        evaluate(folder, task, model)
+    assert len(prompts[0]) == 2
+    assert prompts[0] == prompts[1]
+
+
 # Continuations.
 
 
@@ -134,6 +148,21 @@ def test_a_multiple_choice_task_scores_end_to_end_and_with_a_cache(folder, tmp_p
         assert greedy == [word == answer for word in "ABC"]
         if answer in "ABC":
             assert min(losses) == losses["ABC".index(answer)]
+
+
+def test_a_multiple_choice_task_goes_on_in_the_cache_of_the_same_command(folder, tmp_path):
+    """lmms-eval logs what it does not store, and a run of the same name reads it back."""
+    options, found = {"use_cache": str(tmp_path / "cache")}, []
+    for _ in range(2):
+        model = LlavaTextweighted(pretrained="tiny", strategy="none")
+        add_to_cache_key(None, [options])  # as the command does
+        found.append(evaluate(folder, "shapes_words", model, **options)["samples"]["shapes_words"])
+    assert [sample["filtered_resps"] for sample in found[0]] == [sample["filtered_resps"] for sample in found[1]]
+    (log,) = (tmp_path / "cache" / "runs").rglob("rank_0.audit.jsonl")
+    log.write_bytes(log.read_bytes() + b'{"request_type": "generate_until"}\n{"torn')
+    add_to_cache_key(None, [options])
+    restore_cache_key()
+    assert log.read_bytes() == b'{"request_type": "generate_until"}\n{"torn'
 
 
 def test_scores_that_lmms_eval_cannot_read_are_refused(folder):

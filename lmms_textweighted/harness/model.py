@@ -295,6 +295,8 @@ class LlavaTextweightedChat(LlavaTextweighted):
     is_simple = False
 
     def _messages(self, request: Instance) -> tuple[list[Message], dict[str, Any], dict[str, Any]]:
+        if not callable(request.args[1]):  # a task given as a file or folder: lmms-eval makes the simple kind of it
+            return super()._messages(request)
         context, doc_to_messages, kwargs, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         messages = [chat_message(item) for item in doc_to_messages(document)]
