@@ -17,7 +17,7 @@ from typing import Any
 import huggingface_hub.constants
 from huggingface_hub.utils import get_session
 
-from lmms_textweighted.errors import first_line
+from lmms_textweighted.errors import InputError, first_line
 
 SECONDS = 2.0
 _WHY: list[str] = []  # why nothing is asked of the hub now
@@ -28,6 +28,14 @@ _logger = logging.getLogger(__name__)
 def endpoint() -> str:
     """$HF_ENDPOINT, or the hub's own address."""
     return huggingface_hub.constants.ENDPOINT
+
+
+def check_cache_place() -> None:
+    """Raise InputError where no home folder is known, as in a container under a bare user id: `datasets` would make a
+    folder `~` here, and then not find what it wrote into it."""
+    place = os.environ.get("HF_DATASETS_CACHE") or huggingface_hub.constants.HF_HOME
+    if os.path.expanduser(place).startswith("~"):
+        raise InputError("no home folder is known, and so no place for data sets: set HF_HOME")
 
 
 def no_connection() -> str | None:

@@ -374,17 +374,19 @@ def test_without_a_home_folder_a_task_without_traces_runs_and_one_with_them_says
     no_home = "import pwd; pwd.getpwuid = lambda number: (_ for _ in ()).throw(KeyError(number))\n"
     (tmp_path / "sitecustomize.py").write_text(no_home)
     found = {}
-    for task in ("shapes_mcq", "shapes_mcq_rank"):
+    for task, hub in (("shapes_mcq", "hf"), ("shapes_mcq_rank", "hf"), ("shapes_mcq", None)):
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         run = lmms_eval(
             tmp_path, "--model", "llava_textweighted", "--tasks", task, "--limit", "2",
-            "--model_args", "pretrained=tiny", name=task,
+            "--model_args", "pretrained=tiny", name=f"{task}-{hub}",
             environment={
                 "PYTHONPATH": path, "HOME": None, "XDG_CACHE_HOME": None, "LMMS_TEXTWEIGHTED_CACHE": None,
-                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HOME": hub and str(tmp_path / hub), "HF_DATASETS_CACHE": hub and str(tmp_path / "datasets"),
             },
         )  # fmt: skip
-        found[task] = run
+        found[task if hub else "nowhere"] = run
+    assert found["nowhere"].code == 1
+    assert "no home folder is known, and so no place for data sets: set HF_HOME" in found["nowhere"].output
     assert found["shapes_mcq"].code == 0, found["shapes_mcq"].output[-3000:]
     assert found["shapes_mcq"].metrics("shapes_mcq")["exact_match"] >= 0
     assert found["shapes_mcq_rank"].code == 1

@@ -21,7 +21,7 @@ from lmms_textweighted.errors import InputError, TextweightedError, describe, fi
 from lmms_textweighted.harness.generation import split_generation_kwargs
 from lmms_textweighted.harness.names import MODEL_NAME
 from lmms_textweighted.harness.visuals import pictures
-from lmms_textweighted.hub import asked_once
+from lmms_textweighted.hub import asked_once, check_cache_place
 from lmms_textweighted.inference import Decoding
 from lmms_textweighted.paths import data_folder
 from lmms_textweighted.pictures import strict_pillow
@@ -190,6 +190,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _load_task(name: str) -> ConfigurableTask:
+    check_cache_place()
     try:
         return _find_task(name)
     except TextweightedError:

@@ -31,6 +31,7 @@ from lmms_textweighted.harness.stops import ending_the_run
 from lmms_textweighted.harness.summary import Summary
 from lmms_textweighted.harness.traces import TraceStore, leave_current, make_current
 from lmms_textweighted.harness.visuals import asked_in_front, chat_message, check_examples, pictures
+from lmms_textweighted.hub import check_cache_place
 from lmms_textweighted.inference import Answer, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import alone, in_halves
 from lmms_textweighted.parallel.processes import check_joined, placed
@@ -61,6 +62,7 @@ class LlavaTextweighted(lmms):
         super().__init__()
         with ending_the_run():
             check_versions(lmms_eval=True)  # also where the class was imported by itself
+            check_cache_place()  # before lmms-eval loads the tasks
             runs = asked_runs()
             check_supported(runs)
             check_output_paths(runs)
