@@ -46,7 +46,10 @@ def cached(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Of each run in a folder, by the folder's name: scores, what was run, and every document with its answer."""
+    """Of each run in a folder, by the folder's name: scores, what was run, and every document with its answer.
+
+    A run that was killed after it had written its results, and was then given once more, has two of them.
+    """
     found: dict[str, Any] = {}
     for file in folder.rglob("*_results.json"):
         data = json.loads(file.read_text())
@@ -57,8 +60,8 @@ def outcome(folder: Path) -> dict[str, Any]:
             sample.pop("token_counts", None)
         scores = {task: _known(scores) for task, scores in data["results"].items()}
         name = str(file.parent.parent.relative_to(folder))
-        assert name not in found
-        found[name] = [scores, data["n-samples"], data["versions"], samples]
+        said = [scores, data["n-samples"], data["versions"], samples]
+        assert found.setdefault(name, said) == said
     return found
 
 
