@@ -45,7 +45,12 @@ def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
     """The checkpoint, with the template, seed and stated lengths of the sweep. Raises as `load` does."""
     model, processor = load(experiment.model_path, options)
     return PrunedLlava(
-        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
+        model,
+        processor,
+        template=experiment.conv_mode,
+        seed=experiment.seeds[0],
+        stated=experiment.stated,
+        system_prompt=experiment.system_prompt,
     )
 
 
