@@ -15,7 +15,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-slow test-latest regress bench errors lint format lock audit dist clean
+.PHONY: demo test test-fast test-slow test-real test-latest regress bench errors lint format lock audit dist clean
 
 # $(1): an environment's bin folder, $(2): a folder for the results.
 # lmms-eval exits with 0 even when it failed: its results file says whether it did.
@@ -44,6 +44,12 @@ test-fast: .venv/.tested  ## the tests that take seconds
 
 test-slow: .venv/.tested  ## every test, also those marked nightly, and 1,000 examples of each property instead of 100
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) --nightly
+
+# Off unless LMMS_TEXTWEIGHTED_REAL names a checkpoint: a hub name (then the hub is asked), or a folder.
+test-real: export HF_HUB_OFFLINE := 0
+test-real: $(if $(LMMS_TEXTWEIGHTED_REAL),.venv/.tested)  ## a real checkpoint against lmms-eval's own model of it
+	@$(if $(LMMS_TEXTWEIGHTED_REAL),$(BIN)/python -W ignore -m tests.real,echo "LMMS_TEXTWEIGHTED_REAL is not set: \
+	give a hub name or a folder, make test-real LMMS_TEXTWEIGHTED_REAL=Qwen/Qwen2.5-VL-3B-Instruct")
 
 test-latest:  ## the newest of everything that the bounds allow, in .venv-latest: see latest/versions.txt
 	rm -rf .venv-latest latest
