@@ -209,7 +209,7 @@ def _judges() -> bool:
 
 @HARNESS(
     "the tasks' own files: lmms_eval_specific_kwargs of qwen3_vl; utils.load_yaml_config(path, mode=simple)",
-    "harness.prompts_of, tasks/qwen3_vl",
+    "harness.prompts_of",
 )
 def _prompts() -> bool:
     import lmms_eval.tasks
