@@ -15,7 +15,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-slow test-latest regress bench errors lint format lock audit dist clean
+.PHONY: demo test test-fast test-slow test-real test-latest regress bench errors models lint format lock audit dist clean
 
 # $(1): an environment's bin folder, $(2): a folder for the results.
 # lmms-eval exits with 0 even when it failed: its results file says whether it did.
@@ -45,6 +45,12 @@ test-fast: .venv/.tested  ## the tests that take seconds
 test-slow: .venv/.tested  ## every test, also those marked nightly, and 1,000 examples of each property instead of 100
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) --nightly
 
+# Off unless LMMS_TEXTWEIGHTED_REAL names a checkpoint: a hub name (then the hub is asked), or a folder.
+test-real: export HF_HUB_OFFLINE := 0
+test-real: $(if $(LMMS_TEXTWEIGHTED_REAL),.venv/.tested)  ## a real checkpoint against lmms-eval's own model of it
+	@$(if $(LMMS_TEXTWEIGHTED_REAL),$(BIN)/python -W ignore -m tests.real,echo "LMMS_TEXTWEIGHTED_REAL is not set: \
+	give a hub name or a folder, make test-real LMMS_TEXTWEIGHTED_REAL=Qwen/Qwen2.5-VL-3B-Instruct")
+
 test-latest:  ## the newest of everything that the bounds allow, in .venv-latest: see latest/versions.txt
 	rm -rf .venv-latest latest
 	$(PYTHON) -m venv .venv-latest
@@ -64,6 +70,12 @@ bench: .venv/.tested  ## what this machine can measure; table and JSON in benchm
 
 errors: .venv/.tested  ## docs/errors.md anew, from the bad inputs that the tests try
 	$(ONE_THREAD) $(BIN)/python -W ignore -m tests.errors_page
+
+models: .venv/.tested  ## the table of kinds of models in README and docs/models.md anew, from their tests
+	mkdir -p runs
+	-$(ONE_THREAD) $(BIN)/python $(PYTEST) --junitxml=runs/models.xml \
+		tests/test_families.py tests/test_vlm_prompts.py tests/test_equal_to_lmms_eval.py
+	$(BIN)/python -W ignore -m tests.models_page runs/models.xml
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

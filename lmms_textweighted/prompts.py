@@ -274,6 +274,13 @@ def check_template(name: str) -> str:
     return name
 
 
+def check_system_prompt(text: Any) -> Any:
+    """The text itself, or None; InputError for what a file or a command line took for something else."""
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"system_prompt is {text!r}: give a text")
+    return text
+
+
 def render(template: str, messages: Sequence[Message], processor: Any) -> str:
     """The prompt of a conversation, ready for the processor."""
     return TEMPLATES[check_template(template)].write(messages, processor)

@@ -41,7 +41,7 @@ from lmms_textweighted.leaderboard.estimate import (
     limited,
     vision_flops,
 )
-from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, read_geometry
+from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, WindowedShape, read_geometry
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
@@ -50,6 +50,7 @@ from lmms_textweighted.methods.budget import LLAVA_15_7B
 from lmms_textweighted.parallel.locks import run_lock
 from lmms_textweighted.paths import config_names, data_folder
 from tests.conftest import IMAGE, build_llava, make_inputs
+from tests.vlms import MODELS
 
 SMALL = """
 name: small
@@ -705,3 +706,83 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     defaults = vars(parse_eval_args()[1])
     acting = {name: value for name, value in ACTING.items() if name not in ("model", "tasks")}
     assert {name: defaults[name] for name in acting} == acting
+
+
+# Qwen2.5-VL, whose pictures have no one size.
+
+
+def test_a_windowed_towers_cost_is_what_torch_counts():
+    """Two pictures of whole windows: 8 x 8 patches of 4 pixels, windows of 4 x 4, one layer of two without."""
+    model = MODELS["qwen2_5_vl"].build()
+    model.set_attn_implementation("eager")
+    shape = WindowedShape(
+        layers=2, whole=1, hidden=32, intermediate=48, patches=64, pixels=96, window=16, merged=4, output=64
+    )
+    pixels, grid = torch.randn(2 * 64, 96), torch.tensor([[1, 8, 8], [1, 8, 8]])
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.get_image_features(pixel_values=pixels, image_grid_thw=grid)
+    assert 2 * vision_flops(shape) == counter.get_total_flops()
+
+
+def test_qwens_sizes_are_read_and_a_task_may_state_its_pictures(tmp_path):
+    stated = read_matrix("qwen25-vl-7b").estimate.config
+    geometry = read_geometry("nobody/qwen", "main", stated, 400)
+    assert (geometry.decoder.layers, geometry.decoder.kv_heads, geometry.decoder.intermediate) == (28, 4, 18944)
+    assert (geometry.image_tokens, geometry.fixed_tokens, geometry.of_pictures(266).image_tokens) == (400, None, 266)
+    assert geometry.vision == WindowedShape(32, 4, 1280, 3420, 1600, 1176, 64, 4, 3584)
+    text = SMALL.replace("documents: 500}", "documents: 500, image_tokens: 100}").replace("[64]", "[{keep_ratio: 0.5}]")
+    matrix = small(tmp_path, text)
+    rates, parts = Rates(flops_per_second=1e9, bytes_per_second=1e30), {"shapes_mcq": [Part(count=10)]}
+    made = estimate(matrix, expand(matrix, output=tmp_path), geometry, rates, parts)
+    assert [run.kept for run in made.runs] == [400, 200]  # of a document as the leaderboard has it
+    half = make_plan("text_weighted", pruning_layer=2, keep_ratio=0.5)
+    for run, plan in zip(made.runs, (NONE, half), strict=True):
+        whole = {"text": 64, "images": 1, "answer": 4, "element_size": 2, "rates": rates}
+        one = document_cost(geometry.of_pictures(100), plan, **whole)
+        assert run.total.flops == pytest.approx(10 * one.flops)
+    with pytest.raises(InputError, match="image_tokens is 100, but every picture has 576"):
+        estimate(matrix, expand(matrix, output=tmp_path), read_geometry("tiny", "main", None), rates, parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "words"),
+    [
+        (
+            {"model_type": "qwen2_5_vl", "vision_config": {}},
+            None,
+            "have no one number of tokens: state estimate.image_t",
+        ),
+        (
+            {"model_type": "qwen3_vl", "vision_config": {}},
+            9,
+            r"nor a Qwen2.5-VL \(model_type 'qwen3_vl'\): the estimate",
+        ),
+        ({"vision_config": {"model_type": "clip_vision_model"}}, 9, "image_tokens is 9, but every picture has"),
+    ],
+)
+def test_what_an_estimate_cannot_count_is_said(config, tokens, words):
+    with pytest.raises(InputError, match=words):
+        read_geometry("nobody/vlm", "main", config, tokens)
+
+
+def test_qwens_leaderboard_has_every_method_and_fits_into_80_columns(monkeypatch, capsys, offline):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("lmms_textweighted.leaderboard.main.check_tasks", lambda names, include_path: None)
+    leaderboard(monkeypatch, "qwen25-vl-7b", "--dry-run")
+    plan, _, commands = capsys.readouterr().out.partition("LMMS_CACHE_RUN_ID")
+    table = [line for line in plan.splitlines() if line.startswith(tuple("┏┃┡│└"))]
+    assert max(map(len, table)) <= 80
+    assert not [line for line in table if "…" in line]
+    runs = expand(read_matrix("qwen25-vl-7b"), output=Path("out"))
+    assert len(runs) == commands.count("-m lmms_eval") == len([line for line in table if line.endswith("missing│")])
+    assert {run.settings.strategy for run in runs} == {*method_names()} - {"downsample"}
+    assert "--model llava_textweighted --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,strategy=none" in commands
+
+
+def test_results_under_the_models_second_name_are_done(tmp_path):
+    run = expand(small(tmp_path), output=tmp_path)[1]
+    file = write_results(run, model="vlm_textweighted")
+    assert done(run) == (file, "")
+    newer = write_results(run, model="llava_hf", name="20260102_000000")
+    os.utime(newer, (time.time() + 10, time.time() + 10))
+    assert done(run) == (file, "")

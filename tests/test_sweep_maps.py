@@ -206,6 +206,7 @@ def result(
     ]
     meta = {
         "checkpoint": "tiny",
+        "model_type": "llava",
         "task": "shapes_mcq",
         "pruning_layer": layers,
         "num_samples": documents,

@@ -279,3 +279,10 @@ def test_a_picture_that_cannot_be_resized_is_named(folder_of):
     vlm = PrunedLlava(*load(str(folder_of("qwen3_vl"))))
     with pytest.raises(InputError, match="a picture of 2001 x 10 pixels cannot be prepared"):
         vlm.encode([[user_message("What?", [picture(2001, 10)])]])
+
+
+def test_a_template_of_llavas_is_refused_before_any_document(folder_of):
+    loaded = load(str(folder_of("internvl")))
+    with pytest.raises(InputError, match="conv_template is 'vicuna_v1', but a internvl takes its own chat template"):
+        PrunedLlava(*loaded, template="vicuna_v1")
+    assert PrunedLlava(*loaded, template="hf").template == "hf"

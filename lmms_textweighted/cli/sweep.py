@@ -84,6 +84,13 @@ def sweep(
         str | None,
         typer.Option(help="pad, square or anyres. If left out: square for a question file, else the checkpoint's own."),
     ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="In front of the question; the kind's own if left out, an empty one is none.")
+    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Of a picture (Qwen-VL); as lmms-eval if left out.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    min_patches: Annotated[int | None, typer.Option(help="Tiles of a picture (InternVL); likewise.")] = None,
+    max_patches: Annotated[int | None, typer.Option(help="Likewise.")] = None,
     output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished result.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,

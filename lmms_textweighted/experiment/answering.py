@@ -46,7 +46,12 @@ def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
     """The checkpoint, with the template, seed, stated lengths and pictures of the sweep. Raises as `load` does."""
     model, processor = load(experiment.model_path, options)
     llava = PrunedLlava(
-        model, processor, template=experiment.conv_mode, seed=experiment.seeds[0], stated=experiment.stated
+        model,
+        processor,
+        template=experiment.conv_mode,
+        seed=experiment.seeds[0],
+        stated=experiment.stated,
+        system_prompt=experiment.system_prompt,
     )
     if experiment.question_file and not options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         return llava.with_aspect_ratio(FILE_ASPECT_RATIO)

@@ -34,7 +34,7 @@ def meta_of(
     chances = [1 / document.choices for document in answered if document.choices]
     return {
         "checkpoint": experiment.model_path,
-        **{name: made["model"][name] for name in ("weights", "dtype", "device")},
+        **{name: made["model"][name] for name in ("model_type", "weights", "dtype", "device")},
         "decoder_layers": layers,
         **documents.describe(),
         "num_samples": len(digests),

@@ -14,10 +14,11 @@ from lmms_textweighted.experiment.pairs import REFERENCES
 from lmms_textweighted.experiment.ranges import parse_budgets, parse_layers, parse_samples, parse_seeds
 from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
+from lmms_textweighted.families.loading import PICTURE_LIMITS
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods.budget import Geometry
-from lmms_textweighted.prompts import check_template
+from lmms_textweighted.prompts import check_system_prompt, check_template
 
 DEFAULT_TASK = "shapes_mcq"
 
@@ -28,7 +29,7 @@ class Experiment:
 
     task is not used where there is a question_file. layers None: every layer that can prune. seeds: of strategies that
     draw; the first is the run's. timed: documents whose prefills are timed. against: strategies that all others are
-    tested against; None: those of `pairs.REFERENCES` that are run.
+    tested against; None: those of `pairs.REFERENCES` that are run. system_prompt: as for `inference.PrunedLlava`.
     """
 
     model_path: str
@@ -53,6 +54,7 @@ class Experiment:
     overwrite: bool = False
     timed: int = 0
     against: list[str] | None = None
+    system_prompt: str | None = None
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -94,11 +96,13 @@ class Experiment:
                 loader=str(options["loader"]),
                 vision_tower=options["vision_tower"],
                 image_aspect_ratio=aspect_ratio and check_aspect_ratio(aspect_ratio),
+                **{name: options[name] for name in PICTURE_LIMITS},
             ),
             output_dir=output_dir,
             overwrite=_flag(options, "overwrite"),
             timed=_whole("time", options["time"]) or 0,
             against=_names(options["against"]) if options["against"] else None,
+            system_prompt=check_system_prompt(options["system_prompt"]),
         )
         points, _ = experiment.grid()  # what can be said without the model is said before it is loaded
         experiment.references(points)

@@ -31,7 +31,8 @@ def draw(path: Path, data: dict[str, Any]) -> None:
     where = "layers" if several else "layer"
     layers = ", ".join(map(str, meta["pruning_layer"])) if several else meta["pruning_layer"]
     figure.suptitle(
-        f"{meta['checkpoint']} · {meta['task']} · {meta['num_samples']} questions · pruned after {where} {layers}",
+        f"{meta['checkpoint']} ({meta['model_type']})\n"
+        f"{meta['task']} · {meta['num_samples']} questions · pruned after {where} {layers}",
         fontsize=11,
     )
     figure.savefig(path, format="png")

@@ -76,6 +76,10 @@ class Family(ABC):
     def default_template(self) -> str:
         """The prompt template that the checkpoint was trained with, as far as its kind tells."""
 
+    def check_template(self, name: str) -> None:
+        """Raise InputError for a prompt template that cannot stand in front of this kind of model."""
+        return None
+
     @property
     def default_system_prompt(self) -> str | None:
         """What stands in front of a conversation without a system message; None: only what the template writes."""

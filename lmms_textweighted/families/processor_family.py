@@ -49,6 +49,13 @@ class ProcessorFamily(TransformersFamily):
     def default_system_prompt(self) -> str | None:
         return self.system_prompt
 
+    def check_template(self, name: str) -> None:
+        if name != "hf":
+            kind = self.model.config.model_type
+            raise InputError(
+                f"conv_template is {name!r}, but a {kind} takes its own chat template only: give hf, or leave it out"
+            )
+
     # Loading.
 
     @classmethod

@@ -14,7 +14,7 @@ from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan
 from lmms_textweighted.methods.budget import BUDGETS, Budget, Geometry
 from lmms_textweighted.methods.files import source_digest
-from lmms_textweighted.prompts import check_template
+from lmms_textweighted.prompts import check_system_prompt, check_template
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Settings:
             raise InputError(f"seed is {settings.seed!r}: give a whole number")
         if not isinstance(settings.ranks, bool):
             raise InputError(f"ranks is {settings.ranks!r}: give True or False")
-        if settings.system_prompt is not None and not isinstance(settings.system_prompt, str):
-            raise InputError(f"system_prompt is {settings.system_prompt!r}: give a text")
+        check_system_prompt(settings.system_prompt)
         settings.load_options()
         settings.plan()
         return settings

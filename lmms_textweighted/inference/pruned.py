@@ -69,6 +69,7 @@ class PrunedLlava:
     def __post_init__(self) -> None:
         self.family = family_of(self.model, self.processor)
         self.template = check_template(self.template or self.family.default_template())
+        self.family.check_template(self.template)
 
     @property
     def loader(self) -> str:

@@ -22,7 +22,7 @@ from lmms_textweighted.engine.cost import (
 from lmms_textweighted.engine.plan import NONE, Plan
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.leaderboard.commands import Run
-from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape
+from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, WindowedShape
 from lmms_textweighted.leaderboard.schema import Assumptions, Matrix, Part, Task
 from lmms_textweighted.methods import budget
 from lmms_textweighted.methods.budget import image_lengths
@@ -110,11 +110,11 @@ def estimate(
     """
     assumed = matrix.estimate
     done = Estimate(geometry, rates, assumed, parts)
-    layers, tokens = geometry.decoder.layers, geometry.image_tokens
+    layers, tokens, fixed = geometry.decoder.layers, geometry.image_tokens, geometry.fixed_tokens
     done.unpruned.update({task.name: _task_cost(task, NONE, done) for task in matrix.tasks})
     for run in runs:
-        plan = run.settings.plan(budget.Geometry(geometry.decoder, tokens))
-        plan.check(layers, tokens)
+        plan = run.settings.plan(budget.Geometry(geometry.decoder, fixed))
+        plan.check(layers, fixed)
         kept = image_lengths(plan, layers, tokens)
         tasks = {task.name: _task_cost(task, plan, done) for task in matrix.tasks}
         done.runs.append(RunEstimate(run, kept[-1], equivalent_tokens(kept), tasks))
@@ -131,16 +131,29 @@ def limited(parts: Sequence[Part], limit: int | None) -> list[Part]:
     return [Part(count=count, images=part.images) for part, count in zip(parts, shares, strict=True) if count]
 
 
-def vision_flops(shape: VisionShape) -> int:
+def vision_flops(shape: VisionShape | WindowedShape) -> int:
     """FLOPs of the tower and the projector over one picture.
 
     The patches' projection 2 p x d; in each layer, over n = p + 1 tokens, 8 n d^2 for the four projections, 4 n^2 d for
     scores and values, 4 n d m for the MLP; the projector 2 p (d o + o^2). x: a patch's values, o: the decoder's width.
+
+    Of Qwen2.5-VL n = p, the MLP is gated, 6 n d m, a layer of windows of w patches has 4 n w d, and the merger of every
+    k patches 2 p d (k d + o).
     """
+    if isinstance(shape, WindowedShape):
+        return _windowed_flops(shape)
     tokens, width = shape.patches + 1, shape.hidden
     layer = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * shape.intermediate
     projector = 2 * shape.patches * (width * shape.output + shape.output**2)
     return 2 * shape.patches * shape.pixels * width + shape.layers * layer + projector
+
+
+def _windowed_flops(shape: WindowedShape) -> int:
+    count, width = shape.patches, shape.hidden
+    seen = shape.whole * count + (shape.layers - shape.whole) * min(shape.window, count)
+    layers = shape.layers * (8 * count * width**2 + 6 * count * width * shape.intermediate) + 4 * count * seen * width
+    merger = 2 * count * width * (shape.merged * width + shape.output)
+    return 2 * count * shape.pixels * width + layers + merger
 
 
 def document_cost(
@@ -153,7 +166,7 @@ def document_cost(
     else:
         kept = [images * tokens for tokens in image_lengths(plan, shape.layers, geometry.image_tokens)]
     lengths = [text + tokens for tokens in kept]
-    # A smaller picture is less work for the tower, too.
+    # A smaller picture is less work for the tower, too. (Only a LLaVA-1.5 takes one: a patch a token.)
     patches = geometry.vision.patches if plan.picture is None else plan.picture.tokens
     steps = [[length + step for length in lengths] for step in range(1, answer)]
     moved = sum(_step_bytes(shape, seen, element_size, rates.batch) for seen in steps) / rates.batch
@@ -166,11 +179,11 @@ def document_cost(
 
 
 def _task_cost(task: Task, plan: Plan, made: Estimate) -> Cost:
-    text = task.text_tokens or made.assumed.text_tokens
+    text, geometry = task.text_tokens or made.assumed.text_tokens, made.geometry.of_pictures(task.image_tokens)
     total = Cost()
     for part in made.parts[task.name]:
         one = document_cost(
-            made.geometry,
+            geometry,
             plan,
             text=text,
             images=part.images,

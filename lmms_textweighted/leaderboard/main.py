@@ -85,7 +85,7 @@ def _plan(request: Request, matrix: Matrix, runs: list[Run], rates: Rates, conso
         read_published(table)
     check_tasks([task.name for task in matrix.tasks], matrix.options.include_path)
     try:
-        geometry = read_geometry(pretrained, revision, matrix.estimate.config)
+        geometry = read_geometry(pretrained, revision, matrix.estimate.config, matrix.estimate.image_tokens)
         parts = count_documents(matrix, request.limit)
     except InputError as error:  # a leaderboard can be run though it cannot be estimated
         show_states(matrix, runs, f"No estimate: {error}", console)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lmms_textweighted.harness.names import MODEL_NAMES
 from lmms_textweighted.harness.result_files import RESULTS, is_results, samples_of
 from lmms_textweighted.leaderboard.commands import RUN_ID, Run
 
@@ -87,6 +88,8 @@ def _same(name: str, wanted: Any, found: Any) -> bool:
         return sorted(str(wanted).split(",")) == sorted(str(found).split(","))
     if name == "model_args":
         return sorted(str(wanted).split(",")) == sorted(str(found).split(","))
+    if name == "model":  # one class under two names
+        return wanted == found or (wanted in MODEL_NAMES and found in MODEL_NAMES)
     if name == "limit":
         return (None if wanted == -1 else wanted) == (None if found == -1 else found)
     return wanted == found

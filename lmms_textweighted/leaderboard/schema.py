@@ -32,14 +32,15 @@ class Part(_Strict):
 class Task(_Strict):
     """One of lmms-eval's tasks. documents: their number, or parts; left out, they are counted where the data are local.
 
-    source: who says so. text_tokens: of a prompt, system prompt included; an assumption of the estimate. metric: the
-    table's, as `compare --metric` takes it; the task's first without it.
+    source: who says so. text_tokens: of a prompt, system prompt included; image_tokens: of a picture, where they depend
+    on it; assumptions of the estimate. metric: the table's, as `compare --metric` takes it, else the task's first.
     """
 
     name: Annotated[str, Field(pattern=r"^[^,\s]+$")]
     documents: Count | list[Part] | None = None
     source: str | None = None
     text_tokens: Count | None = None
+    image_tokens: Count | None = None
     metric: str | None = None
 
     @property
@@ -117,14 +118,16 @@ class Options(_Strict):
 class Assumptions(_Strict):
     """What the estimate takes for granted. config: the checkpoint's config.json, for where that is not local.
 
-    text_tokens: of a prompt, where the task says nothing. answer_tokens: of an answer, the end token included.
-    element_size: bytes of a weight. flops_per_second, bytes_per_second: rates of all devices together, that the hours
-    stand on. Their defaults are a third of an A100's 312 TFLOP/s in bfloat16 and half of its 2.0 TB/s (the 80 GB card's
-    data sheet): what an evaluation in plain transformers may reach.
+    text_tokens: of a prompt, image_tokens: of a picture (where they depend on it), where the task says nothing.
+    answer_tokens: of an answer, the end token included. element_size: bytes of a weight. flops_per_second,
+    bytes_per_second: rates of all devices together, that the hours stand on. Their defaults are a third of an A100's
+    312 TFLOP/s in bfloat16 and half of its 2.0 TB/s (the 80 GB card's data sheet): what an evaluation in plain
+    transformers may reach.
     """
 
     config: dict[str, Any] | None = None
     text_tokens: Count = 64
+    image_tokens: Count | None = None
     answer_tokens: Count = 4
     element_size: Count = 2
     flops_per_second: Rate = 1e14

@@ -51,9 +51,15 @@ def show_commands(runs: Sequence[Run], launcher: str | None, console: Console) -
         console.print(shell_line(run, launcher), markup=False, highlight=False, soft_wrap=True)
 
 
+def _unless(made: Estimate) -> str:
+    return " where the task says nothing else" if made.geometry.fixed_tokens is None else ""
+
+
 def _tasks(matrix: Matrix, made: Estimate) -> Table:
-    table = Table(title=f"{matrix.name}: the tasks, unpruned", title_justify="left")
-    _columns(table, "task", "documents", "pictures", "text tokens", "PFLOP", "hours", "share")
+    sized = made.geometry.fixed_tokens is None
+    table = Table(title=f"{matrix.name}: the tasks, unpruned", title_justify="left", padding=0 if sized else (0, 1))
+    tokens = ["text\ntokens", "picture\ntokens"] if sized else ["text tokens"]
+    _columns(table, "task", "documents", "pictures", *tokens, "PFLOP", "hours", "share")
     whole = made.rates.seconds(sum(made.unpruned.values(), Cost()))
     for task in matrix.tasks:
         cost = made.unpruned[task.name]
@@ -63,6 +69,7 @@ def _tasks(matrix: Matrix, made: Estimate) -> Table:
             f"{made.documents(task.name):,}",
             f"{sum(part.count * part.images for part in made.parts[task.name]):,}",
             str(task.text_tokens or made.assumed.text_tokens),
+            *([str(task.image_tokens or made.geometry.image_tokens)] * sized),
             _number(cost.flops / 1e15),
             _number(seconds / _HOUR),
             f"{seconds / whole:.0%}",
@@ -116,7 +123,7 @@ def _sums(made: Estimate, states: States) -> list[str]:
         f"{len(made.runs)} runs, {documents:,} documents, {_number(total.flops / 1e15)} PFLOP, "
         f"{_number(seconds / _HOUR)} hours at {rates.flops_per_second:.3g} FLOP/s and {rates.bytes_per_second:.3g} "
         f"bytes/s ({_number(missing / _HOUR)} of them for what is missing): {shares}.",
-        f"Assumed: {made.geometry.image_tokens} tokens a picture, {made.geometry.decoder.layers} layers "
+        f"Assumed: {made.geometry.image_tokens} tokens a picture{_unless(made)}, {made.geometry.decoder.layers} layers "
         f"({made.geometry.source}), answers of {assumed.answer_tokens} tokens, {assumed.element_size} bytes a weight, "
         f"batches of {rates.batch}. `equivalent` and FLOPs are as `compare` has them: image tokens of a document with "
         f"one picture as a mean over the layers, and the decoder's prefill against unpruned. PFLOP and hours count the "

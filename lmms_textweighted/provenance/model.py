@@ -14,10 +14,11 @@ from lmms_textweighted.prompts import Message, render, user_message
 
 
 def model_state(llava: PrunedLlava) -> dict[str, Any]:
-    """For a result: weights' fingerprint, loader, type, attention kernel, device and its name, template and its digest,
-    preparation of pictures."""
+    """For a result: kind, weights' fingerprint, loader, type, attention kernel, device and its name, template and its
+    digest, system prompt, preparation of pictures."""
     model = llava.model
     return {
+        "model_type": model.config.model_type,
         "weights": weights_fingerprint(model),
         "loader": llava.loader,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -26,6 +27,7 @@ def model_state(llava: PrunedLlava) -> dict[str, Any]:
         "device_name": device_name(model.device),
         "conv_template": llava.template,
         "conv_template_digest": template_digest(llava),
+        "system_prompt": llava.acting_system_prompt,
         "image_aspect_ratio": llava.image_aspect_ratio,
     }
 

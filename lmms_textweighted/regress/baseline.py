@@ -44,7 +44,8 @@ class Settings(_Record):
     """What is run. num_samples: the first N documents of the task. keep_tokens, keep_ratio, equivalent_tokens,
     flops_ratio: budgets of one kind, each with every strategy; see `methods.budget.Budget`.
 
-    conv_mode, image_aspect_ratio None: the checkpoint's own. The rest: see `methods.make_plan`, `families.LoadOptions`.
+    conv_mode, image_aspect_ratio None: the checkpoint's own; system_prompt and the pictures' bounds: the kind's. The
+    rest: see `methods.make_plan`, `families.LoadOptions`.
     """
 
     model_path: str = "tiny"
@@ -65,6 +66,11 @@ class Settings(_Record):
     dtype: str = "float32"
     loader: str = "auto"
     vision_tower: str | None = None
+    system_prompt: str | None = None
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    min_patches: PositiveInt | None = None
+    max_patches: PositiveInt | None = None
     batch_size: PositiveInt = 8
     device: str | None = None
     attn_implementation: str | None = None

@@ -22,6 +22,7 @@ from lmms_textweighted.experiment.names import budget_suffix
 from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.images import check_aspect_ratio
+from lmms_textweighted.families.loading import PICTURE_LIMITS
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import in_halves
@@ -35,7 +36,10 @@ from lmms_textweighted.regress.content import content_hash
 from lmms_textweighted.regress.diff import check_contents, check_weights
 
 _PACKAGES = ("lmms-textweighted", "lmms-eval", "torch", "transformers", "tokenizers", "pillow", "numpy")
-_PREPARATION = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "image_grid_pinpoints")
+_PREPARATION = (
+    *("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "image_grid_pinpoints"),
+    *("min_patches", "max_patches"),
+)
 
 
 def measure(settings: Settings, expected: Baseline | None, console: Console) -> Baseline:
@@ -130,10 +134,11 @@ def _load(settings: Settings) -> PrunedLlava:
         loader=settings.loader,
         vision_tower=settings.vision_tower,
         image_aspect_ratio=ratio and check_aspect_ratio(ratio),
+        **{name: getattr(settings, name) for name in PICTURE_LIMITS},
     )
     template = settings.conv_mode and check_template(settings.conv_mode)
     model, processor = load(settings.model_path, options)
-    return PrunedLlava(model, processor, template=template, seed=settings.seed)
+    return PrunedLlava(model, processor, template=template, seed=settings.seed, system_prompt=settings.system_prompt)
 
 
 def _answer(

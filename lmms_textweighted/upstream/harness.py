@@ -207,6 +207,21 @@ def _judges() -> bool:
     return seed == [0, 1] and evaluate_mmmu([record])[1]["acc"] == 1
 
 
+@HARNESS(
+    "the tasks' own files: lmms_eval_specific_kwargs of qwen3_vl; utils.load_yaml_config(path, mode=simple)",
+    "harness.prompts_of",
+)
+def _prompts() -> bool:
+    import lmms_eval.tasks
+    from lmms_eval.utils import load_yaml_config
+
+    root = Path(str(lmms_eval.tasks.__file__)).parent
+    names = ("mmmu/mmmu_val", "mmmu_pro/mmmu_pro_standard", "mmmu_pro/mmmu_pro_vision", "mmstar/mmstar")
+    files = [root / f"{name}.yaml" for name in (*names, "simplevqa/simplevqa")]
+    said = [load_yaml_config(str(file), mode="simple")["lmms_eval_specific_kwargs"]["qwen3_vl"] for file in files]
+    return all(isinstance(words, dict) and "post_prompt" in words for words in said)
+
+
 @HARNESS("a run's files: DATE_results.json and DATE_samples_TASK.jsonl", "harness.result_files, compare.runs")
 def _files() -> bool:
     from lmms_eval.loggers import EvaluationTracker
