@@ -99,6 +99,7 @@ def build_llava(
     attn: str = "sdpa",
     seed: int = 0,
     decoder: type[PreTrainedConfig] = LlamaConfig,
+    tower_layers: int = 2,
 ) -> LlavaForConditionalGeneration:
     """A new LLaVA with random float32 weights, large enough that its attention is far from uniform."""
     tokens = (image_size // patch) ** 2
@@ -118,7 +119,7 @@ def build_llava(
         vision_config=CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=tower_layers,
             num_attention_heads=2,
             image_size=image_size,
             patch_size=patch,

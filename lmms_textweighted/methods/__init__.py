@@ -22,7 +22,9 @@ from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.dart import DART
+from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.downsample import DOWNSAMPLE
+from lmms_textweighted.methods.fastervlm import FASTERVLM
 from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
@@ -41,6 +43,8 @@ from lmms_textweighted.methods.text_weighted import (
 )
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
+from lmms_textweighted.methods.visionzip import VISIONZIP
+from lmms_textweighted.methods.vispruner import VISPRUNER
 
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
@@ -75,6 +79,10 @@ _OWN: tuple[Method, ...] = (
     SPARSEVLM_PLUS,
     ADAPTINFER,
     DART,
+    FASTERVLM,
+    DIVPRUNE,
+    VISIONZIP,
+    VISPRUNER,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
     POOL,
@@ -105,6 +113,10 @@ SCORERS: dict[str, Scorer] = {
         Gravity(),
         *ADAPTINFER.scorers[:1],
         DART.scorer,
+        FASTERVLM.scorer,
+        DIVPRUNE.scorer,
+        VISIONZIP.scorer,
+        VISPRUNER.scorer,
         UNIFORM_GRID.scorer,
         POOL.scorer,
         RANDOM_ORDER,
