@@ -414,6 +414,106 @@ def vispruner_set(view: View, keep: Sequence[int], important: float = 0.5) -> De
     return Decision(kept, scores=scores)
 
 
+def column_means(view: View, layer: int) -> list[dict[int, float]]:
+    """Of each image: place -> the attention that its patch gets from all tokens, mean over heads and rows."""
+    assert view.tower is not None
+    found = []
+    for picture, image in enumerate(view.images):
+        attention = view.tower.attention[layer][picture]
+        front = attention.shape[-1] - len(image)
+        total = attention.sum(axis=(0, 1)) / (attention.shape[0] * attention.shape[1])
+        found.append({k: float(total[front + n]) for n, k in enumerate(image)})
+    return found
+
+
+def hiprune_set(view: View, keep: Sequence[int], alpha: float = 0.1) -> Decision:
+    assert view.tower is not None
+    middle, deep = column_means(view, view.tower.at_depth(8, 24)), column_means(view, view.tower.feature)
+    kept = []
+    for image, budget, objects, details in zip(view.images, keep, middle, deep, strict=True):
+        side = math.isqrt(len(image))
+        anchors = highest([objects[k] for k in image], round(budget * alpha / 5))
+        chosen: list[int] = []
+        for step in (0, -1, 1, -side, side):
+            for anchor in anchors:
+                place = min(max(anchor + step, 0), len(image) - 1)
+                if place not in chosen:
+                    chosen.append(place)
+        chosen = sorted(chosen)[:budget]
+        rest = [n for n in range(len(image)) if n not in chosen]
+        chosen += [rest[n] for n in highest([details[image[n]] for n in rest], budget - len(chosen))]
+        kept.append([image[n] for n in sorted(chosen)])
+    return Decision(kept, scores={k: score for part in deep for k, score in part.items()})
+
+
+def scope_set(view: View, keep: Sequence[int], alpha: float = 1.0) -> Decision:
+    assert view.tower is not None
+    scores = {k: score**alpha for k, score in class_attention(view).items()}
+    kept = []
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        alike = np.array(cosines(view.tower.features(picture))) if image else np.zeros((0, 0))
+        covered, chosen = np.zeros(len(image)), []
+        while len(chosen) < budget:
+            free = [n for n in range(len(image)) if n not in chosen]
+            gain = {n: scores[image[n]] * float(np.maximum(0, alike[:, n] - covered).sum()) for n in free}
+            best = max(free, key=lambda n, gain=gain: (gain[n], -n))
+            chosen.append(best)
+            covered = np.maximum(covered, alike[:, best])
+        kept.append([image[n] for n in sorted(chosen)])
+    return Decision(kept, scores=scores)
+
+
+def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
+    scores = class_attention(view)
+    decision = Decision([], scores=scores)
+    for image, budget in zip(view.images, keep, strict=True):
+        if budget in (0, len(image)):
+            decision.kept.append(image[:budget])
+            continue
+        each, more = divmod(len(image), 16)
+        runs, start = [], 0
+        for number in range(16):
+            size = each + 1 if number < more else each
+            if size:
+                runs.append(image[start : start + size])
+            start += size
+        values = []
+        for run in runs:
+            if len(run) == 1:
+                values.append(scores[run[0]])
+                continue
+            alike = cosines(view.hidden[run])
+            varied = []
+            for n in range(len(run)):
+                row = [0.0 if m == n else alike[n][m] for m in range(len(run))]
+                mean = sum(row) / (len(run) - 1)
+                varied.append(sum((value - mean) ** 2 for value in row) / (len(run) - 1))
+            looked = [1000 * scores[k] for k in run]
+            scale = sum(looked) / len(run) / (sum(varied) / len(run) + 1e-6)
+            values.append(sum(a + 0.09 * v * scale for a, v in zip(looked, varied, strict=True)) / len(run))
+        weights = [value / (sum(values) + 1e-6) for value in values]
+        quota = [math.floor(weight * budget) for weight in weights]
+        for number in highest(weights, budget - sum(quota)):
+            quota[number] += 1
+        if spread:
+            lost = sum(max(0, n - len(run)) for n, run in zip(quota, runs, strict=True))
+            quota = [min(n, len(run)) for n, run in zip(quota, runs, strict=True)]
+            while lost:
+                for number in highest(weights, len(weights)):
+                    if lost and quota[number] < len(runs[number]):
+                        quota[number] += 1
+                        lost -= 1
+        kept: list[int] = []
+        for run, count in zip(runs, quota, strict=True):
+            kept += run if count >= len(run) else [run[n] for n in highest([scores[k] for k in run], count)]
+        for k in image:
+            if len(kept) < budget and k not in kept:
+                kept.append(k)
+                decision.merged[k], decision.vectors[k] = [], np.zeros(view.hidden.shape[1])
+        decision.kept.append(kept)
+    return decision
+
+
 def text_weighting_oracle(importance: str, heads: str) -> Callable[[View, Sequence[int]], Decision]:
     return lambda view, keep: keep_highest(view, text_weighting(view, importance, heads), keep)
 
@@ -452,6 +552,10 @@ ORACLES: dict[str, Oracle] = {
     "divprune": divprune_set,
     "visionzip": visionzip_set,
     "vispruner": vispruner_set,
+    "hiprune": hiprune_set,
+    "scope": scope_set,
+    "holov": lambda view, keep: holov_set(view, keep, spread=False),
+    "holov_spread": lambda view, keep: holov_set(view, keep, spread=True),
     "uniform_grid": uniform_grid_set,
     "pool": pool_set,
 }

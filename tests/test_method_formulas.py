@@ -22,8 +22,11 @@ from lmms_textweighted.methods.divprune import Apart
 from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.grid import Pool, UniformGrid, grid_cells
 from lmms_textweighted.methods.himap import HIMAP, CutOff, HiMAP, ImageColumnSums
+from lmms_textweighted.methods.hiprune import Hierarchy
+from lmms_textweighted.methods.holov import QuotaOfRuns
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
+from lmms_textweighted.methods.scope import Coverage
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_merged
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
 from lmms_textweighted.methods.staged import Staged, relative_layers
@@ -185,6 +188,10 @@ SCORERS = [
     Apart(),
     DominantAndContextual(),
     ImportantAndDiverse(),
+    Hierarchy(),
+    Coverage(),
+    QuotaOfRuns(),
+    QuotaOfRuns("spread"),
 ]
 
 

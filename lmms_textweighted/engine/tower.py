@@ -118,6 +118,16 @@ class TowerSeen:
         whole = self.found["vectors", FEATURES]
         return self.found["class_vector", FEATURES][self.index[token] // whole.shape[1]]
 
+    @property
+    def patches(self) -> int:
+        """Patches of a picture."""
+        return next(iter(self.found.values())).shape[1]
+
+    @property
+    def patch(self) -> torch.Tensor:
+        """[I] the number of each token's patch in its picture, in raster order."""
+        return self.index % self.patches
+
     def _of(self, what: str, layer: TowerLayer) -> torch.Tensor:
         if (what, layer) not in self.found:
             raise TypeError(f"{what} of {layer} was not asked for: name it in the scorer's tower_reads")

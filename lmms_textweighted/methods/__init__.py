@@ -29,8 +29,11 @@ from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
+from lmms_textweighted.methods.hiprune import HIPRUNE
+from lmms_textweighted.methods.holov import HOLOV, QuotaOfRuns
 from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
+from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity
 from lmms_textweighted.methods.text_weighted import (
@@ -83,6 +86,9 @@ _OWN: tuple[Method, ...] = (
     DIVPRUNE,
     VISIONZIP,
     VISPRUNER,
+    HIPRUNE,
+    SCOPE,
+    HOLOV,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
     POOL,
@@ -117,6 +123,10 @@ SCORERS: dict[str, Scorer] = {
         DIVPRUNE.scorer,
         VISIONZIP.scorer,
         VISPRUNER.scorer,
+        HIPRUNE.scorer,
+        SCOPE.scorer,
+        HOLOV.scorer,
+        QuotaOfRuns("spread"),
         UNIFORM_GRID.scorer,
         POOL.scorer,
         RANDOM_ORDER,

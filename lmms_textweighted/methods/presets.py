@@ -20,8 +20,11 @@ from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.fastervlm import FASTERVLM
 from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
 from lmms_textweighted.methods.himap import HIMAP
+from lmms_textweighted.methods.hiprune import HIPRUNE
+from lmms_textweighted.methods.holov import HOLOV
 from lmms_textweighted.methods.placed import BeforeTheModel
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP, PyramidDrop
+from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS
 from lmms_textweighted.methods.staged import Staged
@@ -152,4 +155,7 @@ PRESETS: tuple[Preset, ...] = (
     *before(DIVPRUNE, 192, 128, 64, notes=("a ratio of 1/3", "a ratio of 2/9", "a ratio of 1/9")),
     *before(VISIONZIP, 192, 128, 64, notes=("162 + 30", "108 + 20", "54 + 10")),
     *before(VISPRUNER, 192, 128, 64),
+    *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
+    *before(SCOPE, 192, 128, 64),
+    *before(HOLOV, 192, 128, 64),
 )
