@@ -79,8 +79,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
-# The scorers whose scores alone decide: a budget's tokens are the best, in their order. The others choose sets.
-BY_SCORE = [name for name, scorer in SCORERS.items() if scorer.keeps_the_best]
+# The scorers of whose decoder rows alone the best stay, in their order. Others choose sets, or look at the tower.
+BY_SCORE = [name for name, scorer in SCORERS.items() if scorer.keeps_the_best and scorer.tower_reads is None]
 
 # Anyres: pictures are cut into tiles of 42 px, 3 x 3 features each. The last grid has more than OneVision's nine tiles.
 FAMILIES = ("llava_next", "llava_onevision")
@@ -99,6 +99,7 @@ def build_llava(
     attn: str = "sdpa",
     seed: int = 0,
     decoder: type[PreTrainedConfig] = LlamaConfig,
+    tower_layers: int = 2,
 ) -> LlavaForConditionalGeneration:
     """A new LLaVA with random float32 weights, large enough that its attention is far from uniform."""
     tokens = (image_size // patch) ** 2
@@ -118,7 +119,7 @@ def build_llava(
         vision_config=CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=tower_layers,
             num_attention_heads=2,
             image_size=image_size,
             patch_size=patch,

@@ -13,13 +13,45 @@ import numpy as np
 
 
 @dataclass
+class TowerView:
+    """The vision tower over a prompt's P pictures, layer by layer: attention [P, H, S, S], keys and queries
+    [P, H, S, D], outputs [P, S, W]. The class token, where there is one, is the first of the S. feature: the layer
+    whose output the projector is given. project: [W] -> [E]."""
+
+    attention: list[np.ndarray]
+    queries: list[np.ndarray]
+    keys: list[np.ndarray]
+    outputs: list[np.ndarray]
+    feature: int
+    project: Callable[[np.ndarray], np.ndarray]
+
+    def at_depth(self, number: int, of: int) -> int:
+        """The layer at the relative depth of layer `number` of `of`."""
+        return max(0, math.floor((number + 1) * len(self.keys) / of + 0.5) - 1)
+
+    def class_scores(self, picture: int, layer: int | None = None) -> list[float]:
+        attention = self.attention[self.feature if layer is None else layer][picture]
+        return [sum(head[0][1 + k] for head in attention) / len(attention) for k in range(attention.shape[-1] - 1)]
+
+    def wide_scores(self, picture: int, layer: int) -> list[float]:
+        """The class token's row of one attention over the whole width."""
+        query, key = np.concatenate(self.queries[layer][picture], -1), np.concatenate(self.keys[layer][picture], -1)
+        logits = [float(np.dot(query[0], row)) / math.sqrt(len(row)) for row in key]
+        terms = [math.exp(value - max(logits)) for value in logits]
+        return [term / sum(terms) for term in terms[1:]]
+
+    def features(self, picture: int) -> np.ndarray:
+        return self.outputs[self.feature][picture][1:]
+
+
+@dataclass
 class View:
     """One prompt where tokens are scored and leave. Indices are places in the sequence as it is there.
 
     attention: [H, S, S]. images: the places of each image's tokens. text: those of the voting text. positions: [S]
     rotary positions. keys: [S, G D]. hidden: [S, W], what leaves the layer, and normed: the same after the decoder's
     final norm. first_image, first_text: [.., W], the embeddings before layer 0 of all of the prompt's image tokens and
-    of its text.
+    of its text. tower: of the whole pictures.
     """
 
     attention: np.ndarray
@@ -31,6 +63,7 @@ class View:
     normed: np.ndarray
     first_image: np.ndarray
     first_text: np.ndarray
+    tower: TowerView | None = None
 
     @property
     def image(self) -> list[int]:
@@ -46,11 +79,13 @@ class View:
 
 @dataclass
 class Decision:
-    """What stays of each image, in its new order; merged: place -> the places that went in, its own first."""
+    """What stays of each image, in its new order; merged: place -> the places that went in, its own first. vectors:
+    place -> what stands there, where it is not the mean of these."""
 
     kept: list[list[int]]
     merged: dict[int, list[int]] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
+    vectors: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def highest(scores: Sequence[float], count: int) -> list[int]:
@@ -293,6 +328,192 @@ def _touches(place: int, cell: int, places: int, cells: int) -> bool:
     return place * cells < (cell + 1) * places and (place + 1) * cells > cell * places
 
 
+# Before the model.
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.dot(x, y) / math.sqrt(np.dot(x, x)) / math.sqrt(np.dot(y, y)))
+
+
+def cosines(vectors: np.ndarray) -> list[list[float]]:
+    units = vectors / np.sqrt(np.sum(vectors**2, axis=1, keepdims=True))
+    return (units @ units.T).tolist()
+
+
+def class_attention(view: View) -> dict[int, float]:
+    assert view.tower is not None
+    return {
+        k: score
+        for picture, image in enumerate(view.images)
+        if image
+        for k, score in zip(image, view.tower.class_scores(picture), strict=True)
+    }
+
+
+def divprune_set(view: View, keep: Sequence[int]) -> Decision:
+    kept = []
+    for image, count in zip(view.images, keep, strict=True):
+        distance = [[1 - alike for alike in row] for row in cosines(view.hidden[image])]
+        chosen: list[int] = []
+        nearest = [min((row[j] for j in range(len(row)) if j != k), default=0.0) for k, row in enumerate(distance)]
+        while len(chosen) < count:
+            free = [k for k in range(len(image)) if k not in chosen]
+            chosen.append(max(free, key=lambda k, nearest=nearest: (nearest[k], -k)))
+            nearest = [min(distance[s][k] for s in chosen) for k in range(len(image))]
+        kept.append([image[k] for k in sorted(chosen)])
+    return Decision(kept)
+
+
+def visionzip_set(view: View, keep: Sequence[int]) -> Decision:
+    tower, scores = view.tower, class_attention(view)
+    assert tower is not None
+    decision = Decision([], scores=scores)
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        if budget in (0, len(image)):
+            decision.kept.append(image[:budget])
+            continue
+        contextual = math.floor(budget * 10 / 64 + 0.5)
+        dominant = sorted(highest([scores[k] for k in image], budget - contextual - 1))
+        rest = [k for k in range(len(image)) if k not in dominant]
+        targets = []
+        for number in range(contextual):
+            targets.append(rest[number * max(1, len(rest) // contextual)])
+        others = [k for k in rest if k not in targets]
+        features = tower.features(picture)
+        keys = np.mean(tower.keys[tower.feature][picture], axis=0)[1:]
+        went: dict[int, list[int]] = {target: [] for target in targets}
+        for k in others if targets else []:
+            went[max(targets, key=lambda t, k=k: (cosine(keys[k], keys[t]), -t))].append(k)
+        first = image[others[0]]
+        decision.merged[first] = []
+        decision.vectors[first] = tower.project(tower.outputs[tower.feature][picture][0])
+        for target, members in went.items():
+            if members:
+                place = image[target]
+                decision.merged[place] = [place, *(image[k] for k in members)]
+                decision.vectors[place] = tower.project(features[target] + np.mean(features[members], axis=0))
+        decision.kept.append([first, *(image[k] for k in dominant), *(image[t] for t in targets)])
+    return decision
+
+
+def vispruner_set(view: View, keep: Sequence[int], important: float = 0.5) -> Decision:
+    tower, scores = view.tower, class_attention(view)
+    assert tower is not None
+    kept = []
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        alike = cosines(tower.features(picture)) if image else []
+        order = highest([scores[k] for k in image], len(image))
+        first = order[: math.floor(budget * important)]
+        rest = order[len(first) :]
+        while len(rest) > budget - len(first):
+            even, odd = rest[::2], rest[1::2]
+            double = [max(alike[i][o] for o in odd) for i in even] if odd else [0.0]
+            gone = min(8, len(rest) - (budget - len(first)), len(even))
+            rest = [even[n] for n in highest(double, len(even))][gone:] + odd
+        kept.append(sorted(image[k] for k in first + rest))
+    return Decision(kept, scores=scores)
+
+
+def column_means(view: View, layer: int) -> list[dict[int, float]]:
+    """Of each image: place -> the attention that its patch gets from all tokens, mean over heads and rows."""
+    assert view.tower is not None
+    found = []
+    for picture, image in enumerate(view.images):
+        attention = view.tower.attention[layer][picture]
+        front = attention.shape[-1] - len(image)
+        total = attention.sum(axis=(0, 1)) / (attention.shape[0] * attention.shape[1])
+        found.append({k: float(total[front + n]) for n, k in enumerate(image)})
+    return found
+
+
+def hiprune_set(view: View, keep: Sequence[int], alpha: float = 0.1) -> Decision:
+    assert view.tower is not None
+    middle, deep = column_means(view, view.tower.at_depth(8, 24)), column_means(view, view.tower.feature)
+    kept = []
+    for image, budget, objects, details in zip(view.images, keep, middle, deep, strict=True):
+        side = math.isqrt(len(image))
+        anchors = highest([objects[k] for k in image], round(budget * alpha / 5))
+        chosen: list[int] = []
+        for step in (0, -1, 1, -side, side):
+            for anchor in anchors:
+                place = min(max(anchor + step, 0), len(image) - 1)
+                if place not in chosen:
+                    chosen.append(place)
+        chosen = sorted(chosen)[:budget]
+        rest = [n for n in range(len(image)) if n not in chosen]
+        chosen += [rest[n] for n in highest([details[image[n]] for n in rest], budget - len(chosen))]
+        kept.append([image[n] for n in sorted(chosen)])
+    return Decision(kept, scores={k: score for part in deep for k, score in part.items()})
+
+
+def scope_set(view: View, keep: Sequence[int], alpha: float = 1.0) -> Decision:
+    assert view.tower is not None
+    scores = {k: score**alpha for k, score in class_attention(view).items()}
+    kept = []
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        alike = np.array(cosines(view.tower.features(picture))) if image else np.zeros((0, 0))
+        covered, chosen = np.zeros(len(image)), []
+        while len(chosen) < budget:
+            free = [n for n in range(len(image)) if n not in chosen]
+            gain = {n: scores[image[n]] * float(np.maximum(0, alike[:, n] - covered).sum()) for n in free}
+            best = max(free, key=lambda n, gain=gain: (gain[n], -n))
+            chosen.append(best)
+            covered = np.maximum(covered, alike[:, best])
+        kept.append([image[n] for n in sorted(chosen)])
+    return Decision(kept, scores=scores)
+
+
+def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
+    scores = class_attention(view)
+    decision = Decision([], scores=scores)
+    for image, budget in zip(view.images, keep, strict=True):
+        if budget in (0, len(image)):
+            decision.kept.append(image[:budget])
+            continue
+        each, more = divmod(len(image), 16)
+        runs, start = [], 0
+        for number in range(16):
+            size = each + 1 if number < more else each
+            if size:
+                runs.append(image[start : start + size])
+            start += size
+        values = []
+        for run in runs:
+            if len(run) == 1:
+                values.append(scores[run[0]])
+                continue
+            alike = cosines(view.hidden[run])
+            varied = []
+            for n in range(len(run)):
+                row = [0.0 if m == n else alike[n][m] for m in range(len(run))]
+                mean = sum(row) / (len(run) - 1)
+                varied.append(sum((value - mean) ** 2 for value in row) / (len(run) - 1))
+            looked = [1000 * scores[k] for k in run]
+            scale = sum(looked) / len(run) / (sum(varied) / len(run) + 1e-6)
+            values.append(sum(a + 0.09 * v * scale for a, v in zip(looked, varied, strict=True)) / len(run))
+        weights = [value / (sum(values) + 1e-6) for value in values]
+        quota = [math.floor(weight * budget) for weight in weights]
+        for number in highest(weights, budget - sum(quota)):
+            quota[number] += 1
+        if spread:
+            lost = sum(max(0, n - len(run)) for n, run in zip(quota, runs, strict=True))
+            quota = [min(n, len(run)) for n, run in zip(quota, runs, strict=True)]
+            while lost:
+                for number in highest(weights, len(weights)):
+                    if lost and quota[number] < len(runs[number]):
+                        quota[number] += 1
+                        lost -= 1
+        kept: list[int] = []
+        for run, count in zip(runs, quota, strict=True):
+            kept += run if count >= len(run) else [run[n] for n in highest([scores[k] for k in run], count)]
+        for k in image:
+            if len(kept) < budget and k not in kept:
+                kept.append(k)
+                decision.merged[k], decision.vectors[k] = [], np.zeros(view.hidden.shape[1])
+        decision.kept.append(kept)
+    return decision
+
+
 def text_weighting_oracle(importance: str, heads: str) -> Callable[[View, Sequence[int]], Decision]:
     return lambda view, keep: keep_highest(view, text_weighting(view, importance, heads), keep)
 
@@ -327,6 +548,14 @@ ORACLES: dict[str, Oracle] = {
     ),
     "adaptinfer": lambda view, keep: keep_highest(view, adaptinfer_scores(view), keep),
     "dart": dart_set,
+    "class_attention": lambda view, keep: keep_highest(view, class_attention(view), keep),
+    "divprune": divprune_set,
+    "visionzip": visionzip_set,
+    "vispruner": vispruner_set,
+    "hiprune": hiprune_set,
+    "scope": scope_set,
+    "holov": lambda view, keep: holov_set(view, keep, spread=False),
+    "holov_spread": lambda view, keep: holov_set(view, keep, spread=True),
     "uniform_grid": uniform_grid_set,
     "pool": pool_set,
 }

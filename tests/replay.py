@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.method_oracles import Decision, Oracle, View
+from tests.method_oracles import Decision, Oracle, TowerView, View
 from tests.oracles import float64_copy
 
 
@@ -53,6 +53,33 @@ def embeddings_of(model: Any, inputs: Any) -> torch.Tensor:
     finally:
         handle.remove()
     return caught[0]
+
+
+def tower_of(model: Any, inputs: Any) -> TowerView | None:
+    """What the tower does with one prompt's pictures, in float64: norm, queries, keys and attention written out."""
+    if "pixel_values" not in inputs:
+        return None
+    twin = float64_copy(model)
+    tower, chosen = twin.model.vision_tower, twin.config.vision_feature_layer
+    heads, layers = tower.config.num_attention_heads, tower.encoder.layers
+    out = TowerView([], [], [], [], len(layers) + chosen, lambda vector: project(torch.tensor(vector)).numpy())
+    project = twin.model.multi_modal_projector
+    with torch.no_grad():
+        states = tower(inputs["pixel_values"].double(), output_hidden_states=True).hidden_states
+        for layer, given, made in zip(layers, states, states[1:], strict=False):
+            norm = layer.layer_norm1
+            spread = given.var(dim=-1, correction=0, keepdim=True) + norm.eps
+            given = (given - given.mean(dim=-1, keepdim=True)) / spread.sqrt() * norm.weight + norm.bias
+            query, key = (
+                projection(given).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+            )
+            logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+            out.attention.append(logits.softmax(dim=-1).numpy())
+            out.queries.append(query.numpy())
+            out.keys.append(key.numpy())
+            out.outputs.append(made.numpy())
+    return out
 
 
 def normed(module: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -106,6 +133,7 @@ def replay(
     text = list(range(at_images[-1] + 1, len(prompt))) if images else []
     out = Replayed(torch.empty(0))
     with torch.no_grad():
+        tower = tower_of(model, inputs)
         first = embeddings_of(model, inputs)
         hidden = torch.cat([first, twin.get_input_embeddings()(torch.tensor(list(ids), dtype=torch.long))])
         places, positions = list(range(len(hidden))), list(range(len(hidden)))
@@ -135,6 +163,7 @@ def replay(
                     normed=normed(decoder.norm, hidden[:count]).numpy(),
                     first_image=first[at_images].numpy(),
                     first_text=first[text].numpy(),
+                    tower=tower,
                 )
                 keep = [stage.keep(len(mine), size) for mine in view.images]
                 decision = stage.oracle(view, keep)
@@ -146,8 +175,9 @@ def replay(
                         order.append(n)
                     elif n in decision.kept[owner]:
                         order.append(next(queue[owner]))
-                rows = [hidden[decision.merged[n]].mean(dim=0) if n in decision.merged else hidden[n] for n in order]
-                hidden = torch.stack(rows)
+                vectors = {n: hidden[decision.merged[n]].mean(dim=0) for n in decision.merged}
+                vectors |= {n: torch.tensor(vector) for n, vector in decision.vectors.items()}
+                hidden = torch.stack([vectors.get(n, hidden[n]) for n in order])
                 places = [places[n] for n in order]
                 positions = list(range(len(order))) if renumber else places
         out.logits = twin.get_output_embeddings()(normed(decoder.norm, hidden[-1]))

@@ -12,20 +12,29 @@ import torch
 
 from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.engine.scoring import Leaving, Rows, Scorer, Seen
+from lmms_textweighted.engine.splice import Tower
+from lmms_textweighted.engine.tower import FEATURES, TowerReads, TowerSeen
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER, TextToText
 from lmms_textweighted.methods.dart import LeastAlike, authors_count
 from lmms_textweighted.methods.density_peaks import density_peaks
+from lmms_textweighted.methods.divprune import Apart
+from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.grid import Pool, UniformGrid, grid_cells
 from lmms_textweighted.methods.himap import HIMAP, CutOff, HiMAP, ImageColumnSums
+from lmms_textweighted.methods.hiprune import Hierarchy
+from lmms_textweighted.methods.holov import QuotaOfRuns
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
+from lmms_textweighted.methods.scope import Coverage
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_merged
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
 from lmms_textweighted.methods.staged import Staged, relative_layers
 from lmms_textweighted.methods.text_weighted import HEADS, IMPORTANCES, TextWeighting
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
-from tests.method_oracles import ORACLES, Decision, View, clusters_of, highest, rope_bias, sparsevlm_set
+from lmms_textweighted.methods.visionzip import DominantAndContextual
+from lmms_textweighted.methods.vispruner import ImportantAndDiverse
+from tests.method_oracles import ORACLES, Decision, TowerView, View, clusters_of, highest, rope_bias, sparsevlm_set
 
 HEADS_OF_LAYER, WIDTH = 4, 24
 
@@ -54,7 +63,51 @@ def make_view(sizes: Sequence[int], text: int, seed: int) -> View:
         normed=hidden * 2,
         first_image=first[[k for image in images for k in image]],
         first_text=first[voting],
+        tower=make_tower(sizes, generator),
     )
+
+
+def make_tower(sizes: Sequence[int], generator: np.random.Generator, layers: int = 6, heads: int = 2) -> TowerView:
+    """A random tower over pictures of these sizes. Pictures that are smaller than the largest are padded behind."""
+    shape = (len(sizes), heads, 1 + max(sizes))
+    query, key = (generator.standard_normal((layers, *shape, 8)) for _ in range(2))
+    logits = query @ key.swapaxes(-1, -2) / 8**0.5
+    behind = np.arange(shape[-1]) > np.array(sizes)[:, None]
+    logits = np.where(behind[None, :, None, None, :], -np.inf, logits)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    outputs = generator.standard_normal((layers, len(sizes), shape[-1], 12)) + 0.5
+    matrix = generator.standard_normal((12, WIDTH))
+    attention = [[weights[n, p][:, : 1 + size, : 1 + size] for p, size in enumerate(sizes)] for n in range(layers)]
+    cut = lambda part: [[part[n, p][..., : 1 + size, :] for p, size in enumerate(sizes)] for n in range(layers)]  # noqa: E731
+    return TowerView(attention, cut(query), cut(key), cut(outputs), layers - 2, lambda vector: vector @ matrix)
+
+
+def tower_seen(view: View, reads: TowerReads) -> TowerSeen:
+    """What the engine would hand a scorer that reads `reads`, with all pictures' patches as one."""
+    tower = view.tower
+    depth = Tower("a tower", True, [torch.nn.Identity()] * len(tower.keys), tower.feature)
+    pictures = range(len(view.images))
+    made = {
+        "class_rows": lambda n, p: tower.attention[n][p][:, 0, 1:].mean(axis=0),
+        "wide_class_rows": lambda n, p: np.array(tower.wide_scores(p, n)),
+        "column_means": lambda n, p: tower.attention[n][p].mean(axis=(0, 1))[1:],
+        "keys": lambda n, p: tower.keys[n][p][:, 1:].swapaxes(0, 1),
+    }
+    found = {
+        (what, layer): np.concatenate([make(layer.index(depth), p) for p in pictures])
+        for what, make in made.items()
+        for layer in getattr(reads, what)
+    }
+    found["vectors", FEATURES] = np.concatenate([tower.features(p) for p in pictures])
+    found["class_vector", FEATURES] = np.concatenate(
+        [np.repeat(tower.outputs[tower.feature][p][:1], len(image), 0) for p, image in enumerate(view.images)]
+    )
+    # One patch a picture: then each token has a class token of its own, its picture's.
+    tensors = {key: torch.tensor(part).float()[:, None] for key, part in found.items()}
+    tensors["class_vector", FEATURES] = tensors["class_vector", FEATURES][:, 0]
+    index = torch.arange(len(view.image))
+    return TowerSeen(tensors, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
 
 
 def seen_of(scorer: Scorer, view: View) -> Seen:
@@ -81,6 +134,7 @@ def seen_of(scorer: Scorer, view: View) -> Seen:
         keys=torch.tensor(view.keys).float(),
         embeddings=embeddings,
         image_embeddings=embeddings[view.image],
+        tower=tower_seen(view, scorer.tower_reads) if scorer.tower_reads else None,
     )
 
 
@@ -104,18 +158,17 @@ def choose(scorer: Scorer, view: View, keep: Sequence[int], keep_scope: str = "i
             keep=lambda size: min(size, next(left)),
             keep_scope=keep_scope,
             original_sizes=seen.sizes,
+            tower=seen.tower,
         )
     )
     kept = [part.tolist() for part in seen.image[choice.kept].split(list(choice.sizes))]
-    merged, vectors = {}, []
+    merged, vectors = {}, {}
     for part in choice.merged:
         sources = seen.image[part.sources].tolist()
-        assert sources[0] == int(seen.image[choice.kept[part.slot]])
-        merged[sources[0]] = sources
-        mean = np.mean([view.hidden[source] for source in sources], axis=0)
-        np.testing.assert_allclose(part.vector.numpy(), mean, atol=1e-5)
-        vectors.append(part.vector)
-    return Decision(kept, merged, dict(zip(view.image, scores.tolist(), strict=True))), scores
+        place = int(seen.image[choice.kept[part.slot]])
+        assert sources[:1] in ([place], [])
+        merged[place], vectors[place] = sources, part.vector.numpy()
+    return Decision(kept, merged, dict(zip(view.image, scores.tolist(), strict=True)), vectors), scores
 
 
 SCORERS = [
@@ -131,6 +184,14 @@ SCORERS = [
     LeastAlike(),
     UniformGrid(),
     Pool(),
+    ClassAttention(),
+    Apart(),
+    DominantAndContextual(),
+    ImportantAndDiverse(),
+    Hierarchy(),
+    Coverage(),
+    QuotaOfRuns(),
+    QuotaOfRuns("spread"),
 ]
 
 
@@ -162,6 +223,9 @@ def test_scores_and_choice_are_those_of_plain_loops(scorer, sizes, text, keep):
         assert {place: sorted(sources) for place, sources in found.merged.items()} == {
             place: sorted(sources) for place, sources in expected.merged.items()
         }
+        for place, sources in expected.merged.items():
+            vector = expected.vectors[place] if place in expected.vectors else view.hidden[sources].mean(axis=0)
+            np.testing.assert_allclose(found.vectors[place], vector, atol=1e-4)
 
 
 @pytest.mark.parametrize("scorer", [s for s in SCORERS if s.name != "cut_off"], ids=lambda scorer: scorer.name)
@@ -171,7 +235,15 @@ def test_a_whole_prompts_budget_is_kept_over_all_images(scorer):
     assert sum(map(len, found.kept)) == 11
     assert all(set(part) <= set(image) for part, image in zip(found.kept, view.images, strict=True))
     one = make_view((20,), 4, seed=1)
-    assert choose(scorer, one, (7,), keep_scope="prompt")[0] == choose(scorer, one, (7,))[0]
+    together, alone = choose(scorer, one, (7,), keep_scope="prompt")[0], choose(scorer, one, (7,))[0]
+    assert (together.kept, together.merged, together.scores) == (alone.kept, alone.merged, alone.scores)
+
+
+@pytest.mark.parametrize("scorer", [s for s in SCORERS if s.nested], ids=lambda scorer: scorer.name)
+def test_a_smaller_budget_of_a_nested_choice_is_within_a_larger_one(scorer):
+    view = make_view((25,), 4, seed=3)
+    kept = [set(choose(scorer, view, (budget,))[0].kept[0]) for budget in range(0, 26, 5)]
+    assert all(few < more for few, more in pairwise(kept))
 
 
 @pytest.mark.parametrize("scorer", [s for s in SCORERS if s.name != "cut_off"], ids=lambda scorer: scorer.name)

@@ -47,6 +47,7 @@ def can_share(plan: Plan) -> bool:
             and stage.scored_at == stage.layer
             and stage.keep_tokens is not None
             and stage.scorer.keeps_the_best
+            and stage.scorer.tower_reads is None
             for stage in plan.stages
         )
     )

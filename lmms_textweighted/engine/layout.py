@@ -17,12 +17,14 @@ class Prompts:
     """A batch of prompts as the decoder gets them, on the CPU.
 
     ids: int64 [B, S], IMAGE at every image token. valid: bool [B, S], False at padding. image_sizes: for each row, the
-    number of tokens of each of its images, in order.
+    number of tokens of each of its images, in order. pictures: for each row, which of the pictures that entered the
+    vision tower its images are; None where the rows take them one after the other.
     """
 
     ids: torch.Tensor
     valid: torch.Tensor
     image_sizes: tuple[tuple[int, ...], ...]
+    pictures: tuple[tuple[int, ...], ...] | None = None
 
     def repeated(self, times: int) -> Prompts:
         """Each row `times` times in a row, as beam search does it."""
@@ -32,6 +34,7 @@ class Prompts:
             self.ids.repeat_interleave(times, 0),
             self.valid.repeat_interleave(times, 0),
             tuple(sizes for sizes in self.image_sizes for _ in range(times)),
+            None if self.pictures is None else tuple(row for row in self.pictures for _ in range(times)),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
+from lmms_textweighted.engine.tower import TowerSeen
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
 
 
@@ -24,13 +25,23 @@ class Prefill:
     """A batch that runs through the decoder's layers, shorter after every stage.
 
     layout: of the whole sequences. keys: for each row, what a choice by chance draws from; empty where no stage does.
+    tower: for each row, image tokens' numbers -> what was seen of the vision tower there; empty where no stage looks.
     documents: the rows' traces, filled in as the layers run. shortened: for each layer, the sequence it runs on where
     that is not the whole one; decoding goes on from it.
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, decoder: Any, shape: DecoderShape, *, keys: Sequence[str], seed: int
+        self,
+        plan: Plan,
+        layout: Layout,
+        decoder: Any,
+        shape: DecoderShape,
+        *,
+        keys: Sequence[str],
+        seed: int,
+        tower: Sequence[Callable[[torch.Tensor], TowerSeen] | None] = (),
     ) -> None:
+        self.tower = tower
         self.plan, self.layout, self.decoder, self.keys, self.seed = plan, layout, decoder, keys, seed
         self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
@@ -142,11 +153,13 @@ class Prefill:
         sizes, merged, reordered = [], [], False
         for row, document in enumerate(self.documents):
             image, text = positions_of(layout, row)
-            if stage.scorer.reads is Rows.NONE:
+            if not len(image):
+                scores = weights = hidden.new_zeros(0, dtype=torch.float32)
+            elif stage.scorer.reads is Rows.NONE:
                 scores, weights = stage.scorer.score(self._seen(stage.scorer, previous, row, image, text[:0], text))
             else:
                 scores, weights = self._scored[place][row]
-            choice = self._choose(stage, layout, row, image, text, scores, weights, hidden)
+            choice = self._choose(stage, previous, row, image, text, scores, weights, hidden)
             chosen = image[choice.kept]
             stays[row, chosen] = True
             if not stage.scorer.keeps_the_best:
@@ -171,7 +184,7 @@ class Prefill:
     def _choose(
         self,
         stage: Stage,
-        layout: Layout,
+        previous: Shortened | None,
         row: int,
         image: torch.Tensor,
         text: torch.Tensor,
@@ -179,6 +192,7 @@ class Prefill:
         weights: torch.Tensor,
         hidden: torch.Tensor,
     ) -> Choice:
+        layout = self._layout_of(previous)
         if not len(image):
             return Choice(image, layout.image_sizes[row])
         original = self.layout.image_sizes[row]
@@ -196,6 +210,7 @@ class Prefill:
                 keep=lambda size: stage.keep(size, next(each, None)),
                 keep_scope=self.plan.keep_scope,
                 original_sizes=original,
+                tower=self._tower(stage.scorer, previous, row, image),
             )
         )
 
@@ -267,6 +282,18 @@ class Prefill:
             keys=keys,
             embeddings=embeddings,
             image_embeddings=image_embeddings,
+            tower=self._tower(scorer, current, row, image),
+        )
+
+    def _tower(self, scorer: Scorer, current: Shortened | None, row: int, image: torch.Tensor) -> TowerSeen | None:
+        at = self.tower[row] if scorer.tower_reads and self.tower else None
+        if at is None:
+            return None
+        if current is None:
+            return at(torch.arange(len(image), device=image.device))
+        first, _ = positions_of(self.layout, row)
+        return at(
+            torch.searchsorted(first, current.index[row].to(first.device)[image.to(first.device)]).to(image.device)
         )
 
 

@@ -8,6 +8,7 @@ the kept tokens keep their original positions.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.prefill import Prefill
 from lmms_textweighted.engine.scoring import Rows, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
+from lmms_textweighted.engine.tower import TowerReads, Watch
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.errors import PlanError
 
@@ -95,6 +97,8 @@ class _Session:
         self.prefilling = False
         self.running: int | None = None  # the layer that ran last, of those that may run on fewer tokens
         self.cache: weakref.ref | None = None
+        wanted = [reads for stage in plan.stages if (reads := stage.scorer.tower_reads) is not None]
+        self.watch = Watch(splice.tower(), functools.reduce(TowerReads.__or__, wanted), plan.name) if wanted else None
 
     def attach(self, stack: ExitStack) -> None:
         """Put all hooks on; `stack` takes them off again."""
@@ -103,6 +107,8 @@ class _Session:
         _PRUNED.add(self.model)
         stack.callback(_PRUNED.discard, self.model)
         self.splice.attach(stack)
+        if self.watch is not None:
+            self.watch.attach(stack, self.model)
         hook = self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)
         stack.enter_context(removed_at_end(hook))
         for number, layer in enumerate(self.layers):
@@ -180,7 +186,9 @@ class _Session:
                         f"prepare them inside of families.downsample.downsampled"
                     )
                 self.plan.check(len(self.layers), size if picture is None else picture.of)
-        return Prefill(self.plan, layout, self.decoder, self.shape, keys=self._keys(prompts), seed=self.seed)
+        tower = () if self.watch is None else self.watch.taken(prompts)
+        keys = self._keys(prompts)
+        return Prefill(self.plan, layout, self.decoder, self.shape, keys=keys, seed=self.seed, tower=tower)
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:
         if not any(stage.scorer.reads is Rows.NONE for stage in self.plan.stages):

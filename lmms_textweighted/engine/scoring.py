@@ -13,6 +13,8 @@ from typing import ClassVar
 
 import torch
 
+from lmms_textweighted.engine.tower import TowerReads, TowerSeen
+
 
 class Rows(Enum):
     """The attention rows that a scorer reads: none, the prompt's last one, those of all text tokens that vote, those of
@@ -37,7 +39,8 @@ class Seen:
     for a scorer that is `per_head`, None where no row is read. positions: [S] rotary positions. keys: [S, G x D] keys
     after RoPE, heads side by side, for a scorer that `needs_keys` or reads Rows.KEYS. embeddings: [S, W] what entered
     layer 0, for one that `needs_embeddings`, and image_embeddings: [N, W] the same of all the prompt's image tokens,
-    also of those that have left. All float32. key, seed: what names the prompt and the run, for a choice by chance.
+    also of those that have left. tower: for a scorer with `tower_reads`, what it asked for. All float32. key, seed:
+    what names the prompt and the run, for a choice by chance.
     """
 
     image: torch.Tensor
@@ -51,6 +54,7 @@ class Seen:
     keys: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
+    tower: TowerSeen | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Leaving:
     image, sizes, text: as in `Seen`. scores: [I], weights: what `Scorer.score` gave. hidden: [S, W], what the stage's
     layer put out. norm: the decoder's final norm. keep: number of image tokens -> how many of them stay, to be asked
     once for each image in order, or with `keep_scope="prompt"` once for all together. original_sizes: of each image
-    before anything left.
+    before anything left. tower: as in `Seen`.
     """
 
     image: torch.Tensor
@@ -73,12 +77,13 @@ class Leaving:
     keep: Callable[[int], int]
     keep_scope: str
     original_sizes: tuple[int, ...]
+    tower: TowerSeen | None = None
 
 
 @dataclass(frozen=True)
 class Merged:
     """A new vector in the place of a token that stays. slot: which of `Choice.kept`. vector: [W]. sources: indices into
-    the image tokens that went into it, the slot's own first."""
+    the image tokens that went into it, the slot's own first; none where the vector is made of no image token."""
 
     slot: int
     vector: torch.Tensor
@@ -99,9 +104,10 @@ class Scorer(ABC):
     """Gives every image token of one prompt a score; those with the highest stay. To be held by a `plan.Stage`.
 
     name: what logs, results and errors call it. reads: the rows that it needs. per_head, needs_keys, needs_embeddings:
-    what else of `Seen` it needs. draws: whether another `Seen.seed` may give other scores. An instance is used for many
-    prompts, so it keeps nothing of them; two scorers that are equal (`==`) are taken for one and run once. One that
-    does not just keep the best overrides `choose`.
+    what else of `Seen` it needs. tower_reads: what it needs to know of the vision tower. draws: whether another
+    `Seen.seed` may give other scores. An instance is used for many prompts, so it keeps nothing of them; two scorers
+    that are equal (`==`) are taken for one and run once. One that does not just keep the best overrides `choose`, and
+    says whether its choice is `nested`.
     """
 
     name: str
@@ -110,6 +116,10 @@ class Scorer(ABC):
     needs_keys: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+
+    @property
+    def tower_reads(self) -> TowerReads | None:
+        return None
 
     @abstractmethod
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,6 +134,11 @@ class Scorer(ABC):
     def keeps_the_best(self) -> bool:
         """Whether scores alone decide, so that many budgets can share them."""
         return type(self).choose is Scorer.choose
+
+    @property
+    def nested(self) -> bool:
+        """Whether what stays at a budget of `keep_tokens` stays at every larger one, too."""
+        return self.keeps_the_best
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,13 @@ class RowWeighting(Scorer):
         attention = given_attention(self, seen)
         weights = self.weights(attention[:, seen.rows])
         return weights @ attention[:, seen.image], weights
+
+
+def given_tower(scorer: Scorer, given: Seen | Leaving) -> TowerSeen:
+    """What the scorer asked of the tower. Raises TypeError when it was given none: it has no `tower_reads`."""
+    if given.tower is None:
+        raise TypeError(f"scorer {scorer.name!r} was shown no vision tower (tower_reads), but asks for it")
+    return given.tower
 
 
 def given_attention(scorer: Scorer, seen: Seen) -> torch.Tensor:

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from lmms_textweighted.engine.layout import Prompts
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A model's vision tower, as far as a plan may look at it.
+
+    name: what errors call it. class_token: whether one stands in front of its patches. layers: its layers, each with
+    its attention as `self_attn`; empty where it is not known how the image's tokens come of its patches. feature: the
+    layer whose output is what the projector is given. project: [..., W] of these -> [..., E] embeddings.
+    """
+
+    name: str
+    class_token: bool
+    layers: Sequence[nn.Module] = ()
+    feature: int = 0
+    project: Callable[[torch.Tensor], torch.Tensor] = lambda vectors: vectors
 
 
 class Splice(ABC):
@@ -31,6 +51,10 @@ class Splice(ABC):
 
         To be asked once, at the start of a prefill. Raises PlanError when images and tokens do not fit.
         """
+
+    @abstractmethod
+    def tower(self) -> Tower:
+        """The model's vision tower."""
 
     @abstractmethod
     def check_step(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from lmms_textweighted.engine.layout import IMAGE, Prompts
-from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
+from lmms_textweighted.engine.splice import Splice, Tower, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.towers import tower_of
 
 
 class TransformersSplice(Splice):
@@ -71,6 +72,9 @@ class TransformersSplice(Splice):
             if sum(row) != count:
                 raise PlanError(f"image_sizes says {list(row)} for a prompt with {count} image tokens: they do not fit")
         return sizes
+
+    def tower(self) -> Tower:
+        return tower_of(self.model)
 
     def check_step(self) -> None:
         ids, image = self._given()[0], torch.as_tensor(self.image_token_id)

@@ -22,13 +22,18 @@ from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.dart import DART
+from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.downsample import DOWNSAMPLE
+from lmms_textweighted.methods.fastervlm import FASTERVLM
 from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
+from lmms_textweighted.methods.hiprune import HIPRUNE
+from lmms_textweighted.methods.holov import HOLOV, QuotaOfRuns
 from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
+from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity
 from lmms_textweighted.methods.text_weighted import (
@@ -41,6 +46,8 @@ from lmms_textweighted.methods.text_weighted import (
 )
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
+from lmms_textweighted.methods.visionzip import VISIONZIP
+from lmms_textweighted.methods.vispruner import VISPRUNER
 
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
@@ -75,6 +82,13 @@ _OWN: tuple[Method, ...] = (
     SPARSEVLM_PLUS,
     ADAPTINFER,
     DART,
+    FASTERVLM,
+    DIVPRUNE,
+    VISIONZIP,
+    VISPRUNER,
+    HIPRUNE,
+    SCOPE,
+    HOLOV,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
     POOL,
@@ -105,6 +119,14 @@ SCORERS: dict[str, Scorer] = {
         Gravity(),
         *ADAPTINFER.scorers[:1],
         DART.scorer,
+        FASTERVLM.scorer,
+        DIVPRUNE.scorer,
+        VISIONZIP.scorer,
+        VISPRUNER.scorer,
+        HIPRUNE.scorer,
+        SCOPE.scorer,
+        HOLOV.scorer,
+        QuotaOfRuns("spread"),
         UNIFORM_GRID.scorer,
         POOL.scorer,
         RANDOM_ORDER,

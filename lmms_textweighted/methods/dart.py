@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import normalize
 
+from lmms_textweighted.engine.groups import as_choice, groups_of
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
 from lmms_textweighted.methods.base import OneStage
-from lmms_textweighted.methods.groups import as_choice, groups_of
 
 PIVOTS = 4
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lmms_textweighted.engine.groups import as_choice, groups_of
 from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, Scorer, Seen
 from lmms_textweighted.methods.base import OneStage
-from lmms_textweighted.methods.groups import as_choice, groups_of
 from lmms_textweighted.methods.placed import BeforeTheModel
 
 

@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lmms_textweighted.engine.plan import Plan, Stage
+from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry
 from lmms_textweighted.methods.dart import DART, authors_count
+from lmms_textweighted.methods.divprune import DIVPRUNE
+from lmms_textweighted.methods.fastervlm import FASTERVLM
 from lmms_textweighted.methods.fastv import FASTV, FASTV_K2
 from lmms_textweighted.methods.himap import HIMAP
+from lmms_textweighted.methods.hiprune import HIPRUNE
+from lmms_textweighted.methods.holov import HOLOV
+from lmms_textweighted.methods.placed import BeforeTheModel
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP, PyramidDrop
+from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS
 from lmms_textweighted.methods.staged import Staged
+from lmms_textweighted.methods.visionzip import VISIONZIP
+from lmms_textweighted.methods.vispruner import VISPRUNER
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,13 @@ def staged(of: Staged, name: str, *counts: int, layers: Sequence[int] | None = N
     return preset(of, name, *stages, note=note)
 
 
+def before(of: BeforeTheModel, *counts: int, notes: Sequence[str] = ()) -> tuple[Preset, ...]:
+    """Settings of a method that removes at the embeddings: what stays, which is each setting's name."""
+    said = notes or [str(count) for count in counts]
+    places = zip(counts, said, strict=True)
+    return tuple(preset(of, str(count), Stage(of.scorer, EMBEDDINGS, count), note=note) for count, note in places)
+
+
 # PyramidDrop's repository has one setting. For the others its author gives the form, and 2, 8, 16 as layers from 1
 # (issue 29): the ratio is solved for the mean, and counts are int(576 ratio^i).
 _EARLY = (1, 7, 15)
@@ -135,4 +150,12 @@ PRESETS: tuple[Preset, ...] = (
         preset(DART, str(target), Stage(DART.scorer, 1, authors_count(target)), note=f"{target}, pivots on top")
         for target in (192, 128, 64)
     ),
+    *before(FASTERVLM, 192, 128, 64),
+    preset(DIVPRUNE, "56", Stage(DIVPRUNE.scorer, EMBEDDINGS, 56), note="a ratio of 0.098"),
+    *before(DIVPRUNE, 192, 128, 64, notes=("a ratio of 1/3", "a ratio of 2/9", "a ratio of 1/9")),
+    *before(VISIONZIP, 192, 128, 64, notes=("162 + 30", "108 + 20", "54 + 10")),
+    *before(VISPRUNER, 192, 128, 64),
+    *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
+    *before(SCOPE, 192, 128, 64),
+    *before(HOLOV, 192, 128, 64),
 )

@@ -23,9 +23,9 @@ from typing import ClassVar
 
 import torch
 
+from lmms_textweighted.engine.groups import as_choice, groups_of, image_of
 from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Scorer, Seen, given_attention, top_tokens
 from lmms_textweighted.methods.density_peaks import density_peaks
-from lmms_textweighted.methods.groups import as_choice, groups_of, image_of
 from lmms_textweighted.methods.raters import weights_of_raters
 from lmms_textweighted.methods.staged import Staged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from typing import Any
@@ -75,6 +76,42 @@ def _smaller_pictures() -> bool:
     with torch.inference_mode():
         features = llava().model.vision_tower(torch.zeros(1, 3, 4, 4), interpolate_pos_encoding=True)
     return features.last_hidden_state.shape[1] == 2  # the class token's and one patch's
+
+
+@MODELS(
+    "model.model.vision_tower: a list of layers with self_attn, whose config is asked at every call and whose kernel "
+    "gets queries and keys [B, H, S, D] and scaling=; their output is [B, S, W]; class_embedding where CLIP has one",
+    "engine.tower, families.towers",
+)
+def _tower() -> bool:
+    import torch
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, seen = llava(), []
+    (layers,) = (part for part in model.model.vision_tower.modules() if isinstance(part, torch.nn.ModuleList))
+    sdpa: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def observed(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((tuple(query.shape), tuple(key.shape), kwargs["scaling"] == 8**-0.5))
+        return sdpa(module, query, key, *args, **kwargs)
+
+    attention: Any = layers[0].self_attn
+    config = attention.config
+    attention.config = copy.copy(config)
+    attention.config._attn_implementation_internal = "tower_probe"
+    AttentionInterface.register("tower_probe", observed)
+    hook = layers[0].register_forward_hook(lambda *given: seen.append(tuple(given[2].shape)))
+    try:
+        with torch.inference_mode():
+            model.model.vision_tower(torch.zeros(1, 3, 8, 8))
+    finally:
+        hook.remove()
+        attention.config = config
+        AttentionInterface.register("tower_probe", sdpa)
+    shape = (1, 2, 5, 8)
+    classed = hasattr(model.model.vision_tower.embeddings, "class_embedding")
+    return seen == [(shape, shape, True), (1, 5, 16)] and classed
 
 
 @MODELS("model.get_decoder(): the module with the layers", "engine.decoder")

@@ -17,9 +17,10 @@ import torch
 
 from lmms_textweighted.engine.caches import CACHE_NAME, OLD_NAME
 from lmms_textweighted.engine.layout import IMAGE, Prompts
-from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
+from lmms_textweighted.engine.splice import Splice, Tower, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.base import IMAGE_TAG_ID
+from lmms_textweighted.families.towers import has_class_token, looked_into
 
 _IGNORED = -100  # llava.constants.IGNORE_INDEX
 _SPLICER = "prepare_inputs_labels_for_multimodal"
@@ -104,6 +105,13 @@ class LlavaSplice(Splice):
             raise PlanError(f"{len(prompts.ids)} prompts were spliced, but {rows} rows arrive at the decoder")
         return prompts.repeated(times)  # beam search repeats rows after the images are in
 
+    def tower(self) -> Tower:
+        tower = self.model.get_vision_tower()
+        inner, chosen = tower.vision_tower, tower.select_layer
+        if tower.select_feature != "patch" or not has_class_token(inner) or self.tokens_per_image is None:
+            return Tower(type(inner).__name__, has_class_token(inner))
+        return looked_into(inner, chosen, self.model.get_model().mm_projector)
+
     def check_step(self) -> None:
         if self._prompts is not None:
             raise PlanError("image tokens arrive on top of a KV cache: give the whole prompt in one prefill")
@@ -136,7 +144,7 @@ class LlavaSplice(Splice):
     def _read(
         self, ids: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor, given: dict[str, Any]
     ) -> Prompts:
-        sizes, first = [], 0
+        sizes, pictures, first = [], [], 0
         for row in range(len(ids)):
             prompt = ids[row][mask[row]]
             tags = int((prompt == IMAGE_TAG_ID).sum())
@@ -147,9 +155,11 @@ class LlavaSplice(Splice):
                     f"{self.model.config.tokenizer_model_max_length} and its end was cut off: shorten it, or raise it"
                 )
             sizes.append(self._sizes(spliced == _IGNORED, tags, first, given))
+            pictures.append(tuple(range(first, first + tags)))
             first += max(1, tags)  # the package takes a picture for a row without one, too
         image = (labels == _IGNORED) & valid
-        return Prompts(labels.masked_fill(image, IMAGE).masked_fill(~valid, 0), valid, tuple(sizes))
+        ids = labels.masked_fill(image, IMAGE).masked_fill(~valid, 0)
+        return Prompts(ids, valid, tuple(sizes), tuple(pictures))
 
     def _sizes(self, image: torch.Tensor, tags: int, first: int, given: dict[str, Any]) -> tuple[int, ...]:
         """Tokens of each of a row's images. image: bool, the row's spliced sequence."""

@@ -28,6 +28,23 @@ def groups_of(leaving: Leaving) -> list[Group]:
     return [Group(part, leaving.keep(len(part))) for part in index.split(list(leaving.sizes))]
 
 
+def groups_by_image(leaving: Leaving) -> list[Group]:
+    """One group an image, also where a budget is for all of a prompt: it is then shared out by the images' sizes.
+
+    Image m of n_m tokens gets floor(K n_m / N), and the largest fractions one more each, the earlier of equal ones.
+    """
+    groups = groups_of(leaving)
+    if leaving.keep_scope != "prompt" or not leaving.sizes:
+        return groups
+    (whole,) = groups
+    sizes, total = leaving.sizes, max(1, len(whole.index))
+    counts = [whole.keep * size // total for size in sizes]
+    by_rest = sorted(range(len(sizes)), key=lambda m: -(whole.keep * sizes[m] % total))
+    for m in by_rest[: whole.keep - sum(counts)]:
+        counts[m] += 1
+    return [Group(part, count) for part, count in zip(whole.index.split(list(sizes)), counts, strict=True)]
+
+
 def as_choice(leaving: Leaving, kept: Sequence[torch.Tensor], merged: Sequence[Merged] = ()) -> Choice:
     """A choice of indices into `Leaving.image` that stand image by image already."""
     chosen = torch.cat([leaving.image.new_zeros(0), *kept])

@@ -1,0 +1,119 @@
+"""HoloV (Zou et al., NeurIPS 2025): every part of the picture has its quota, by attention and by how varied it is.
+
+The N tokens in raster order are cut into 16 runs of floor(N / 16), the first N mod 16 of them one longer. In a run of m
+tokens, with C the cosines of the embeddings (after the projector), its diagonal 0,
+
+    mu_i = sum_j C_ij / (m - 1)        v_i = sum_j (C_ij - mu_i)^2 / (m - 1)        a_i = 1000 c_i
+    score of the run = mean_i (a_i + 0.09 v_i mean|a| / (mean|v| + 1e-6)),    or c_i where m = 1
+
+`c` is the attention of the vision tower's class token, mean over heads, in the layer that makes the features. Of K
+tokens a run gets floor(K w), w = score / (sum of scores + 1e-6), and what is left goes one by one to the largest w. In
+a run its quota of tokens with the highest c stays. A budget of all tokens changes nothing.
+
+Where code and paper differ, this is the code: the paper draws crops, the code cuts runs of the raster; tokens stand run
+by run and in each by falling c, not in the picture's order; and a quota above a run's size is lost, for which the
+result is *padded with zero vectors* at the end (surplus="zeros"; in a trace they stand at the first places that left,
+made of no image token). With surplus="spread" what a run cannot use goes one by one to the largest w that can, and
+nothing is zero. Positions count from 0. The text has no say, though the paper's title speaks of context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import normalize
+
+from lmms_textweighted.engine.groups import as_choice, groups_by_image
+from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, Scorer, Seen, given_tower
+from lmms_textweighted.engine.tower import FEATURES, TowerReads
+from lmms_textweighted.errors import PlanError, unknown
+from lmms_textweighted.methods.placed import BeforeTheModel
+
+RUNS = 16
+ALPHA = 0.09
+SURPLUS = ("zeros", "spread")
+
+
+def run_sizes(tokens: int) -> list[int]:
+    """Sizes of the runs that are not empty."""
+    each, more = divmod(tokens, RUNS)
+    return [size for run in range(RUNS) if (size := each + (run < more))]
+
+
+def run_score(vectors: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """The score of one run, see above. vectors: [m, W] float, attention: [m], the c."""
+    count = len(vectors)
+    if count == 1:
+        return attention[0]
+    units = normalize(vectors, dim=-1)
+    alike = (units @ units.T).fill_diagonal_(0)
+    mean = alike.sum(dim=1) / (count - 1)
+    varied = (alike - mean[:, None]).square().sum(dim=1) / (count - 1)
+    looked = 1000 * attention
+    return (looked + ALPHA * varied * looked.abs().mean() / (varied.abs().mean() + 1e-6)).mean()
+
+
+def quotas(scores: torch.Tensor, sizes: list[int], keep: int, spread: bool) -> list[int]:
+    """Tokens that stay of each run. Without `spread` their sum is below `keep` by what the runs cannot use."""
+    weights = scores / (scores.sum() + 1e-6)
+    given = (weights * keep).floor().long().tolist()
+    order = torch.sort(weights, descending=True, stable=True).indices.tolist()
+    for run in order[: keep - sum(given)]:
+        given[run] += 1
+    kept = [min(size, quota) for size, quota in zip(sizes, given, strict=True)]
+    while spread and sum(kept) < keep:
+        for run in [run for run in order if kept[run] < sizes[run]][: keep - sum(kept)]:
+            kept[run] += 1
+    return kept
+
+
+@dataclass(frozen=True)
+class QuotaOfRuns(Scorer):
+    """HoloV's choice; scores are c. surplus: what becomes of quotas above a run's size.
+
+    Raises PlanError for another name than those of SURPLUS.
+    """
+
+    surplus: str = "zeros"
+    name: str = field(init=False)
+    reads: Rows = Rows.NONE
+
+    def __post_init__(self) -> None:
+        if self.surplus not in SURPLUS:
+            raise PlanError(unknown("surplus", self.surplus, SURPLUS))
+        object.__setattr__(self, "name", "holov" if self.surplus == "zeros" else f"holov_{self.surplus}")
+
+    @property
+    def tower_reads(self) -> TowerReads:
+        return TowerReads(class_rows=(FEATURES,))
+
+    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = given_tower(self, seen).class_row()
+        return scores, scores[:0]
+
+    def choose(self, leaving: Leaving) -> Choice:
+        vectors = leaving.hidden[leaving.image].float()
+        kept: list[torch.Tensor] = []
+        merged: list[Merged] = []
+        for group in groups_by_image(leaving):
+            if group.keep in (0, len(group.index)):
+                kept.append(group.index[: group.keep])
+                continue
+            runs = group.index.split(run_sizes(len(group.index)))
+            scores = torch.stack([run_score(vectors[run], leaving.scores[run]) for run in runs])
+            counts = quotas(scores.double(), list(map(len, runs)), group.keep, self.surplus == "spread")
+            for run, count in zip(runs, counts, strict=True):
+                order = torch.sort(leaving.scores[run], descending=True, stable=True).indices
+                kept.append(run if count == len(run) else run[order[:count]])
+            if missing := group.keep - sum(counts):
+                stay = torch.cat(kept[-len(runs) :])
+                empty = group.index[~torch.isin(group.index, stay)][:missing]
+                before = sum(map(len, kept))
+                zero = torch.zeros_like(leaving.hidden[0])
+                merged += [Merged(before + place, zero, empty[:0]) for place in range(missing)]
+                kept.append(empty)
+        return as_choice(leaving, kept, merged)
+
+
+HOLOV = BeforeTheModel("holov", "HoloV", "HoloV, Zou et al., NeurIPS 2025", QuotaOfRuns())
