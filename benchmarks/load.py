@@ -148,8 +148,9 @@ def size_of(thing: Any, seen: set[int]) -> int:
     return size + size_of(getattr(thing, "__dict__", {}), seen)
 
 
-def run(pretrained: str, documents: int, batch_size: int, keep_tokens: int) -> tuple[list[Look], float]:
-    """What was seen before the first document and after every thousand, and the bytes of an answer."""
+def run(pretrained: str, documents: int, batch_size: int, keep_tokens: int) -> tuple[list[Look], Look, float]:
+    """What was seen before the first document and after every thousand, what when all was over, and the bytes of an
+    answer."""
     model = LlavaTextweighted(
         pretrained=pretrained, strategy="text_weighted", keep_tokens=keep_tokens, ranks=True, batch_size=batch_size
     )
@@ -164,7 +165,7 @@ def run(pretrained: str, documents: int, batch_size: int, keep_tokens: int) -> t
     seen: set[int] = set()
     size_of(model.run_settings, seen)
     kept = sum(size_of(answer, seen) for answer in answers) / len(answers)
-    return looks, kept
+    return looks, look(model, len(answers)), kept
 
 
 def _streamed(answers: Any) -> Iterator[Any]:
@@ -188,13 +189,13 @@ def main(
         os.environ["LMMS_TEXTWEIGHTED_CACHE"] = f"{folder}/cache"
         if not pretrained:
             make_checkpoint(Path(folder) / "small")
-        looks, kept = run(pretrained or f"{folder}/small", documents, batch_size, keep_tokens)
+        looks, end, kept = run(pretrained or f"{folder}/small", documents, batch_size, keep_tokens)
     table = Table(title=f"{documents} documents, {pretrained or 'a small random LLaVA'}, batch {batch_size}")
     for heading in ("documents", "resident", "open files", "hooks", "threads", "trace store"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for each in looks:
+    for name, each in [*((str(each.documents), each) for each in looks), ("the end", end)]:
         sizes = f"{each.resident / 2**20:.1f} MiB", f"{each.store / 2**20:.2f} MiB"
-        table.add_row(str(each.documents), sizes[0], str(each.files), str(each.hooks), str(each.threads), sizes[1])
+        table.add_row(name, sizes[0], str(each.files), str(each.hooks), str(each.threads), sizes[1])
     console = Console(width=100)
     console.print(table, markup=False)
     console.print(
