@@ -20,6 +20,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lmms_textweighted.errors import InputError, first_line
 
+# How large a picture may become, as the model arguments are called: see `families.LoadOptions`.
+PICTURE_LIMITS = ("min_pixels", "max_pixels", "min_patches", "max_patches")
+
 
 @dataclass(frozen=True)
 class CheckedPicture:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- kinds of models: written by `make models` -->", "<!-- end of kinds of models -->"
 # File -> the table's head there.
 PAGES = {
-    "README.md": "`model_type`|prune|batch, beams|scopes|ranks|sweep|log-likelihood|equal to lmms-eval's|largest difference",
+    "README.md": "`model_type`|prune|batch, beams|scopes|ranks|sweep|log-likelihood|equal to lmms-eval's|difference",
     "README.zh-CN.md": "`model_type`|剪枝|批处理、束搜索|范围|秩|扫描|对数似然|与 lmms-eval 自带模型相同|最大差异",
 }
 PAGES["docs/models.md"] = PAGES["README.md"]

@@ -274,6 +274,30 @@ def test_both_names_of_our_model_are_ours(tmp_path):
     assert not any("not a model of this project" in note for note in comparison.notes)
 
 
+def test_another_system_prompt_is_another_prompt(tmp_path):
+    """lmms-eval logs the task's text alone: nothing else in a run's files tells them apart."""
+    write_run(tmp_path / "a", {"gqa": hits(0.9)}, strategy="none", system_prompt="Be brief.")
+    write_run(tmp_path / "b", {"gqa": hits(0.9)}, system_prompt="Be brief.")
+    assert len(compare_runs([tmp_path]).rows) == 2
+    write_run(tmp_path / "c", {"gqa": hits(0.9)}, strategy="fastv")
+    with pytest.raises(InputError, match="other system_prompt: , not Be brief"):
+        compare_runs([tmp_path])
+    state = {"provenance": {"model": {"system_prompt": None}}}
+    write_sweep(tmp_path / "s", {("none", None): hits(0.9)}, **state)
+    write_run(tmp_path / "t", {"shapes_mcq": hits(0.8)}, system_prompt="Be brief.")
+    with pytest.raises(InputError, match="other system_prompt: Be brief"):
+        compare_runs([tmp_path / "s", tmp_path / "t"])
+
+
+def test_a_table_names_its_model_and_rows_of_other_picture_limits_say_theirs(tmp_path):
+    limits = {"options": {"load_options": {"max_pixels": 100352, "min_pixels": None}}}
+    write_sweep(tmp_path / "a", {("none", None): hits(0.9), ("fastv", 64): hits(0.9)}, model_type="qwen3_vl")
+    write_sweep(tmp_path / "b", {("fastv", 64): hits(0.9)}, model_type="qwen3_vl", **limits)
+    comparison = compare_runs([tmp_path])
+    assert comparison.notes[0] == "model: tiny (qwen3_vl)"
+    assert [row.name for row in comparison.rows] == ["unpruned", "fastv@64", "fastv@64 max_pixels=100352"]
+
+
 def test_a_sweeps_points_are_rows_and_stand_beside_runs(tmp_path):
     whole = hits(0.9)
     write_sweep(tmp_path / "sweep", {("none", None): whole, ("fastv", 64): whole, ("fastv", 16): hits(0.3, 1)})

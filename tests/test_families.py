@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lmms_textweighted.engine.cost import DecoderShape
 from lmms_textweighted.engine.decoder import find_decoder
@@ -17,7 +18,7 @@ from lmms_textweighted.inference import geometry_of
 from lmms_textweighted.methods import SCORERS, make_plan
 from tests.conftest import assert_batch_equals_rows, assert_stages
 from tests.oracles import Places, expected_ranks, expected_stages, masked_logits, removed_by, run_masked
-from tests.vlms import IMAGE_ID, MODELS, images_of, inputs_of, model_of, prompts_of
+from tests.vlms import IMAGE_ID, MODELS, filled, images_of, inputs_of, model_of, prompts_of
 
 STEPS = 4
 TOLERANCE = 1e-4
@@ -64,6 +65,22 @@ def test_every_listed_kind_is_tested_here():
     listed = [kind for family in FAMILIES if issubclass(family, ProcessorFamily) for kind in family.kinds]
     assert sorted(listed) == sorted(MODELS)
     assert all(type(splice_of(model_of(kind))) for kind in MODELS)
+
+
+def test_a_window_that_a_released_config_names_and_no_layer_uses_is_none():
+    """Qwen2.5-VL's, flat as the hub has it: `sliding_window` beside `use_sliding_window: false`."""
+    config = model_of("qwen2_5_vl").config.to_dict()
+    text = {
+        name: value for name, value in config.pop("text_config").items() if name not in ("model_type", "layer_types")
+    }
+    flat = {**config, **text, "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 28}
+    made = filled(AutoConfig.for_model(flat.pop("model_type"), **flat), "Qwen2_5_VLForConditionalGeneration")
+    inputs = inputs_of("qwen2_5_vl", prompts_of("qwen2_5_vl")[:1])
+    with prune(made, plan_of(STAGES["layer_1"])) as trace:
+        logits = made(**inputs).logits
+    assert trace.documents[0].lengths[-1] < trace.documents[0].lengths[0]
+    with prune(model_of("qwen2_5_vl"), plan_of(STAGES["layer_1"])):
+        torch.testing.assert_close(logits, model_of("qwen2_5_vl")(**inputs).logits)
 
 
 @pytest.mark.parametrize("stages", STAGES.values(), ids=STAGES)

@@ -744,6 +744,16 @@ def test_qwens_sizes_are_read_and_a_task_may_state_its_pictures(tmp_path):
         estimate(matrix, expand(matrix, output=tmp_path), read_geometry("tiny", "main", None), rates, parts)
 
 
+def test_qwens_released_config_is_read_though_it_is_flat():
+    """As the hub has it: the decoder's sizes beside the tower's, and a window that no layer uses."""
+    stated = read_matrix("qwen25-vl-7b").estimate.config
+    text = {name: value for name, value in stated["text_config"].items() if name != "model_type"}
+    flat = {**text, "model_type": "qwen2_5_vl", "vision_config": {**stated["vision_config"], "in_chans": 3}}
+    flat.update(use_sliding_window=False, sliding_window=32768, max_window_layers=28)
+    flat.update(rope_theta=1e6, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]})
+    assert read_geometry("nobody/qwen", "main", flat, 400) == read_geometry("nobody/qwen", "main", stated, 400)
+
+
 @pytest.mark.parametrize(
     ("config", "tokens", "words"),
     [

@@ -161,3 +161,15 @@ def test_the_sweep_finds_a_copy_by_name(data):
 def test_a_model_or_a_task_without_words_is_said():
     with pytest.raises(InputError, match=r"lmms-eval's mmmu/mmmu_val.yaml has no prompt for 'qwen9_vl'"):
         prompts_of("qwen9_vl", "mmmu/mmmu_val.yaml")
+
+
+def test_every_task_of_ours_says_the_same_under_both_names_of_the_model():
+    """lmms-eval looks up the exact name that the command has; the sweep and regress use the first."""
+    named = 0
+    for path in data_folder("tasks").glob("*/*.yaml"):
+        config = load_yaml_config(str(path), mode="simple")
+        for field in ("lmms_eval_specific_kwargs", "model_specific_generation_kwargs"):
+            said = config.get(field) or {}
+            assert said.get("llava_textweighted") == said.get("vlm_textweighted"), (path, field)
+            named += "llava_textweighted" in said
+    assert named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmms_textweighted.compare.checks import differences, unknowns
@@ -90,7 +90,7 @@ def _base(runs: list[Run], chosen: int | None) -> int | None:
 
 
 def _notes(runs: list[Run], names: list[str], anchor: int, chosen: int | None) -> list[str]:
-    notes = []
+    notes = list(_models(runs))
     if runs and chosen is None:
         notes.append("no reference: not exactly one run is unpruned, so nothing is tested; name one with --reference")
     for task, result in {task: result for run in runs for task, result in run.tasks.items()}.items():
@@ -104,6 +104,15 @@ def _notes(runs: list[Run], names: list[str], anchor: int, chosen: int | None) -
         if missing:
             notes.append(f"{names[place]}: not checked against {names[anchor]}, not recorded: {', '.join(missing)}")
     return notes
+
+
+def _models(runs: list[Run]) -> Iterator[str]:
+    """What model the table is of, and its kind where a run records it."""
+    checkpoints = {run.checkpoint_name: run.checkpoint for run in runs if run.checkpoint is not None}
+    kinds = {run.model_type for run in runs if run.model_type is not None}
+    if checkpoints:
+        kind = f" ({', '.join(sorted(kinds))})" if kinds else ""
+        yield f"model: {', '.join(map(str, checkpoints.values()))}{kind}"
 
 
 def _published(tables: Mapping[str, PublishedTable], columns: list[Column]) -> tuple[list[Row], list[str]]:

@@ -10,7 +10,10 @@ from typing import Any
 from lmms_textweighted.compare.records import Run
 from lmms_textweighted.errors import InputError, unknown
 
-_NAMING = ("leave_after", "text_scope", "keep_scope", "seed", "dtype", "loader", "attn_implementation")
+_NAMING = (
+    *("leave_after", "text_scope", "keep_scope", "seed", "dtype", "loader", "attn_implementation"),
+    *("min_pixels", "max_pixels", "min_patches", "max_patches"),
+)
 
 
 def name_runs(runs: Sequence[Run]) -> list[tuple[str, str]]:

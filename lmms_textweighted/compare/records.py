@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 # Settings that must be equal for two runs to be compared.
-SAME_SETTINGS = ("conv_template", "image_aspect_ratio")
+SAME_SETTINGS = ("conv_template", "image_aspect_ratio", "system_prompt")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Run:
 
     path: as the user named it or as it was found. model: lmms-eval's name of the model, or `sweep`. strategy: ours, or
     the model's name where it is not ours. settings: as they acted; what is not known is left out. prompt_example: the
-    whole prompt of document 0, of a sweep.
+    whole prompt of document 0, of a sweep. model_type: the kind of model, where it is recorded.
     """
 
     path: Path
@@ -133,6 +133,7 @@ class Run:
     figures: Figures
     tasks: dict[str, TaskResult]
     prompt_example: str | None = None
+    model_type: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -30,6 +30,7 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
     if not isinstance(sizes, dict) or not sizes or not isinstance(data.get("results"), dict):
         raise InputError(f"run {str(path)!r} has no results: it is empty or not lmms-eval's, run it again")
     counts: list[dict[str, Any]] = []
+    kinds: list[str] = []
     tasks: dict[str, TaskResult] = {}
     settings: dict[str, Any] = {}
     for task in sizes:
@@ -37,11 +38,15 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
         tasks[task] = _task(path, task, data, samples, metrics.get(task))
         found = [record for sample in samples for record in (sample.get("token_counts") or [])[:1] if record]
         counts += found
+        made = [(record.get("provenance") or {}).get("model") or {} for record in found]
+        kinds += [model["model_type"] for model in made if "model_type" in model]
         settings = _settings(path, [record["settings"] for record in found if "settings" in record], settings)
     config = data.get("config") or {}
     arguments = parse_arguments(config.get("model_args"))
     model = str(config.get("model") or data.get("model_source") or "unknown")
     ours = model in MODEL_NAMES
+    if ours and settings:
+        settings.setdefault("system_prompt", "")  # left out where there is none
     settings = {**arguments, **settings} if ours else arguments
     strategy = str(settings.get("strategy", "text_weighted")) if ours else model
     unpruned = not ours or strategy == "none"
@@ -54,6 +59,7 @@ def read_results(path: Path, metrics: Mapping[str, str]) -> Run:
         settings={**settings, "system_instruction": data.get("system_instruction")},
         figures=Figures.mean(counts) if ours else Figures(flops_ratio=1.0),
         tasks=tasks,
+        model_type=kinds[0] if kinds else None,
     )
     answered = sum(len(result.documents) for result in tasks.values())
     known = sum("kept_tokens" in record for record in counts)

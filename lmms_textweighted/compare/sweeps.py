@@ -11,6 +11,7 @@ from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.names import OWN_LAYERS
+from lmms_textweighted.pictures import PICTURE_LIMITS
 
 
 def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
@@ -53,6 +54,7 @@ def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
             "keep_scope": meta.get("keep_scope"),
             "seed": "+".join(map(str, meta["seed"])) if isinstance(meta.get("seed"), list) else meta.get("seed"),
             "leave_after": _leave_after(data, strategy, layer, budget),
+            **_recorded(meta),
         }
         runs.append(
             Run(
@@ -65,9 +67,18 @@ def read_sweep(path: Path, metrics: Mapping[str, str]) -> list[Run]:
                 figures=Figures.mean(lines),
                 tasks={task: result},
                 prompt_example=meta.get("prompt_example"),
+                model_type=meta.get("model_type"),
             )
         )
     return runs
+
+
+def _recorded(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The system prompt, an empty text where there is none, and what bounds pictures; sweeps of before have neither."""
+    model = (meta.get("provenance") or {}).get("model") or {}
+    limits = (meta.get("options") or {}).get("load_options") or {}
+    prompt = {"system_prompt": model["system_prompt"] or ""} if "system_prompt" in model else {}
+    return {**prompt, **{name: limits.get(name) for name in PICTURE_LIMITS}}
 
 
 def _documents(lines: list[dict[str, Any]]) -> dict[int, Document]:

@@ -14,10 +14,10 @@ from lmms_textweighted.experiment.pairs import REFERENCES
 from lmms_textweighted.experiment.ranges import parse_budgets, parse_layers, parse_samples, parse_seeds
 from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
-from lmms_textweighted.families.loading import PICTURE_LIMITS
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods.budget import Geometry
+from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.prompts import check_system_prompt, check_template
 
 DEFAULT_TASK = "shapes_mcq"

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from lmms_textweighted.errors import CheckpointError, InputError, first_line, unknown
 from lmms_textweighted.hub import asked_once, out_of_reach
 from lmms_textweighted.paths import checkpoint_folder, expanded
+from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.upstream.known_bad import check_versions
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
@@ -24,7 +25,6 @@ TINY = "tiny"
 LOADERS = ("auto", "hf", "llava")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
-PICTURE_LIMITS = ("min_pixels", "max_pixels", "min_patches", "max_patches")
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.onnx", "*.ot"]
 
 

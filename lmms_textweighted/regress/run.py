@@ -22,11 +22,11 @@ from lmms_textweighted.experiment.names import budget_suffix
 from lmms_textweighted.experiment.points import Point, check_points, make_points
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.families.images import check_aspect_ratio
-from lmms_textweighted.families.loading import PICTURE_LIMITS
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.inference import Answer, Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.inference.memory import in_halves
 from lmms_textweighted.methods.budget import Budget, Geometry
+from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.prompts import check_template, render
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.record import provenance
