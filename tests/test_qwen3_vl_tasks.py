@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import lmms_eval.tasks
 import pytest
 import yaml
+from lmms_eval import tasks as their_tasks
 from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
 from lmms_eval.utils import load_yaml_config
 from PIL import Image
@@ -22,8 +22,10 @@ from lmms_textweighted.errors import InputError
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.harness.prompts_of import prompts_of
 from lmms_textweighted.paths import data_folder
+from tests.lmms_eval_runs import lmms_eval
+from tests.vlm_checkpoints import make_checkpoint
 
-THEIRS = Path(lmms_eval.tasks.__file__).parent
+THEIRS = Path(their_tasks.__file__).parent
 OURS = data_folder("tasks") / "qwen3_vl"
 COPIES = sorted(path.stem.removesuffix("_qwen3_vl") for path in OURS.glob("*.yaml"))
 # Tasks that give qwen3_vl words of its own, and have no copy: those of videos, and one whose words are the default's.
@@ -66,21 +68,21 @@ def rows(task: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Writes a task's documents where its data set's name then is a local folder."""
+    """Writes a task's documents where this process finds them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return lambda task, config: write_data(tmp_path, task, config)
 
-    def write(task: str, config: dict[str, Any]) -> None:
-        folder = tmp_path / config["dataset_path"]
-        folder.mkdir(parents=True)
-        made = datasets.Dataset.from_list(rows(task))
-        made.to_parquet(str(folder / "data.parquet"))
-        files = [{"split": config["test_split"], "path": "data.parquet"}]
-        head = {"configs": [{"config_name": config.get("dataset_name", "default"), "data_files": files}]}
-        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
 
-    return write
+def write_data(folder: Path, task: str, config: dict[str, Any]) -> None:
+    """A task's documents, in `folder`, where its data set's name then is a local folder for who runs there."""
+    place = folder / config["dataset_path"]
+    place.mkdir(parents=True)
+    datasets.Dataset.from_list(rows(task)).to_parquet(str(place / "data.parquet"))
+    files = [{"split": config["test_split"], "path": "data.parquet"}]
+    head = {"configs": [{"config_name": config.get("dataset_name", "default"), "data_files": files}]}
+    (place / "README.md").write_text(f"---\n{yaml.safe_dump(head)}---\n")
 
 
 def their_file(task: str) -> Path:
@@ -173,3 +175,19 @@ def test_every_task_of_ours_says_the_same_under_both_names_of_the_model():
             assert said.get("llava_textweighted") == said.get("vlm_textweighted"), (path, field)
             named += "llava_textweighted" in said
     assert named
+
+
+@pytest.mark.slow
+def test_lmms_eval_runs_a_copy_under_our_name(tmp_path):
+    write_data(tmp_path, "mmmu_val", load_yaml_config(str(OURS / "mmmu_val_qwen3_vl.yaml")))
+    make_checkpoint("qwen3_vl", tmp_path / "qwen3_vl")
+    run = lmms_eval(
+        tmp_path, "--model", "vlm_textweighted", "--tasks", "mmmu_val_qwen3_vl", "--batch_size", "2",
+        "--model_args", f"pretrained={tmp_path / 'qwen3_vl'},keep_ratio=0.5,pruning_layer=1",
+    )  # fmt: skip
+    assert run.code == 0, run.output[-3000:]
+    assert "mmmu_acc" in run.metrics("mmmu_val_qwen3_vl")
+    first, second = run.samples("mmmu_val_qwen3_vl")
+    assert first["input"].startswith("Question: What is in <image 1> and <image 2>?\nOptions:\nA. red")
+    assert first["input"].endswith("Answer with the option letter only.")
+    assert [sample["token_counts"][0]["kept_tokens"] > 0 for sample in (first, second)] == [True, True]

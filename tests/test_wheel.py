@@ -45,6 +45,8 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
         "lmms_textweighted/tasks/shapes_mcq/scenes_test.jsonl",
         "lmms_textweighted/tasks/shapes_mcq/_shapes_mcq.yaml",
         "lmms_textweighted/tasks/scienceqa_img_rank/scienceqa_img_rank.yaml",
+        "lmms_textweighted/tasks/qwen3_vl/mmmu_val_qwen3_vl.yaml",
+        "lmms_textweighted/tasks/qwen3_vl/utils.py",
         "lmms_textweighted/configs/experiment.yaml",
         "lmms_textweighted/configs/leaderboard/tiny.yaml",
         "lmms_textweighted/configs/published/fastv_192.yaml",
