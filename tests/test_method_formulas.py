@@ -34,6 +34,7 @@ from lmms_textweighted.methods.text_weighted import HEADS, IMPORTANCES, TextWeig
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.visionzip import DominantAndContextual
 from lmms_textweighted.methods.vispruner import ImportantAndDiverse
+from lmms_textweighted.methods.vscan import LocalAndGlobal
 from tests.method_oracles import ORACLES, Decision, TowerView, View, clusters_of, highest, rope_bias, sparsevlm_set
 
 HEADS_OF_LAYER, WIDTH = 4, 24
@@ -84,30 +85,32 @@ def make_tower(sizes: Sequence[int], generator: np.random.Generator, layers: int
 
 
 def tower_seen(view: View, reads: TowerReads) -> TowerSeen:
-    """What the engine would hand a scorer that reads `reads`, with all pictures' patches as one."""
+    """What the engine would hand a scorer that reads `reads`; pictures that are smaller are padded behind."""
     tower = view.tower
     depth = Tower("a tower", True, [torch.nn.Identity()] * len(tower.keys), tower.feature)
-    pictures = range(len(view.images))
+    pictures, most = range(len(view.images)), max(map(len, view.images))
     made = {
         "class_rows": lambda n, p: tower.attention[n][p][:, 0, 1:].mean(axis=0),
         "wide_class_rows": lambda n, p: np.array(tower.wide_scores(p, n)),
         "column_means": lambda n, p: tower.attention[n][p].mean(axis=(0, 1))[1:],
         "keys": lambda n, p: tower.keys[n][p][:, 1:].swapaxes(0, 1),
+        "vectors": lambda n, p: tower.outputs[n][p][1:],
     }
+
+    def padded(parts: list[np.ndarray]) -> torch.Tensor:
+        tensors = [torch.tensor(part).float() for part in parts]
+        return torch.stack([torch.cat([t, t.new_zeros(most - len(t), *t.shape[1:])]) for t in tensors])
+
     found = {
-        (what, layer): np.concatenate([make(layer.index(depth), p) for p in pictures])
+        (what, layer): padded([make(layer.index(depth), p) for p in pictures])
         for what, make in made.items()
-        for layer in getattr(reads, what)
+        for layer in ((FEATURES,) if what == "vectors" else getattr(reads, what))
     }
-    found["vectors", FEATURES] = np.concatenate([tower.features(p) for p in pictures])
-    found["class_vector", FEATURES] = np.concatenate(
-        [np.repeat(tower.outputs[tower.feature][p][:1], len(image), 0) for p, image in enumerate(view.images)]
+    found["class_vector", FEATURES] = torch.stack(
+        [torch.tensor(tower.outputs[tower.feature][p][0]).float() for p in pictures]
     )
-    # One patch a picture: then each token has a class token of its own, its picture's.
-    tensors = {key: torch.tensor(part).float()[:, None] for key, part in found.items()}
-    tensors["class_vector", FEATURES] = tensors["class_vector", FEATURES][:, 0]
-    index = torch.arange(len(view.image))
-    return TowerSeen(tensors, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
+    index = torch.tensor([p * most + n for p, image in enumerate(view.images) for n in range(len(image))])
+    return TowerSeen(found, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
 
 
 def seen_of(scorer: Scorer, view: View) -> Seen:
@@ -192,6 +195,7 @@ SCORERS = [
     Coverage(),
     QuotaOfRuns(),
     QuotaOfRuns("spread"),
+    LocalAndGlobal(),
 ]
 
 
@@ -202,6 +206,7 @@ SCORERS = [
         ((16,), 5, (6,)),
         ((16,), 1, (16,)),
         ((64,), 7, (12,)),
+        ((64,), 3, (40,)),
         ((36, 16), 6, (18, 4)),
         ((9, 0, 25), 3, (4, 0, 25)),
         ((10,), 2, (1,)),
