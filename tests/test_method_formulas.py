@@ -27,6 +27,7 @@ from lmms_textweighted.methods.holov import QuotaOfRuns
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
 from lmms_textweighted.methods.scope import Coverage
+from lmms_textweighted.methods.selectors import Determinantal
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_merged
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
 from lmms_textweighted.methods.staged import Staged, relative_layers
@@ -590,3 +591,23 @@ def test_text_weighting_over_several_stages():
     method = Staged("x", "x", "", (TextWeighting(), TextWeighting(heads="per_head")), (1, 3), (8, 4))
     assert [(stage.layer, stage.keep_tokens) for stage in method.stages(1, 3, None)] == [(1, 6), (3, 3)]
     assert isinstance(method.stages(1, 3, None)[0], Stage)
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5, 8])
+def test_the_determinantal_choice_adds_most_to_the_determinant(keep):
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        features, scores = generator.standard_normal((8, 12)), generator.random(8) + 0.1
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        kernel = scores[:, None] * (units @ units.T) * scores
+        chosen: list[int] = []
+        while len(chosen) < keep:
+            volume = {n: np.linalg.det(kernel[np.ix_([*chosen, n], [*chosen, n])]) for n in range(8) if n not in chosen}
+            chosen.append(max(volume, key=volume.__getitem__))
+        found = Determinantal().select(torch.tensor(features).float(), torch.tensor(scores).float(), keep)
+        assert found.tolist() == sorted(chosen)
+
+
+def test_the_determinantal_choice_goes_on_where_nothing_is_left_to_span():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
+    assert Determinantal().select(features, torch.ones(4), 3).tolist() == [0, 1, 2]
