@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -514,6 +515,35 @@ def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
     return decision
 
 
+def vscan_set(view: View, keep: Sequence[int]) -> Decision:
+    assert view.tower is not None
+    scores = class_attention(view)
+    decision = Decision([], scores=scores)
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        side, shallow = math.isqrt(len(image)), view.tower.class_scores(picture, view.tower.at_depth(5, 24))
+        edges = [math.floor(cell * side / 4) for cell in range(5)]
+        chosen: list[int] = []
+        for top, bottom in pairwise(edges):
+            for left, right in pairwise(edges):
+                inside = [row * side + column for row in range(top, bottom) for column in range(left, right)]
+                best = highest([shallow[n] for n in inside], budget // 2 // 16)
+                chosen += [inside[n] for n in best]
+        rest = [n for n in range(len(image)) if n not in chosen]
+        chosen += [rest[n] for n in highest([scores[image[n]] for n in rest], budget - len(chosen))]
+        chosen.sort()
+        if chosen and len(chosen) < len(image):
+            alike = cosines(view.hidden[image])
+            went: dict[int, list[int]] = {n: [] for n in chosen}
+            for n in range(len(image)):
+                if n not in chosen:
+                    went[max(chosen, key=lambda s, n=n: (alike[n][s], -s))].append(n)
+            decision.merged.update(
+                {image[n]: [image[n], *(image[m] for m in more)] for n, more in went.items() if more}
+            )
+        decision.kept.append([image[n] for n in chosen])
+    return decision
+
+
 def text_weighting_oracle(importance: str, heads: str) -> Callable[[View, Sequence[int]], Decision]:
     return lambda view, keep: keep_highest(view, text_weighting(view, importance, heads), keep)
 
@@ -553,6 +583,7 @@ ORACLES: dict[str, Oracle] = {
     "visionzip": visionzip_set,
     "vispruner": vispruner_set,
     "hiprune": hiprune_set,
+    "vscan": vscan_set,
     "scope": scope_set,
     "holov": lambda view, keep: holov_set(view, keep, spread=False),
     "holov_spread": lambda view, keep: holov_set(view, keep, spread=True),

@@ -682,7 +682,7 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     said = capsys.readouterr().out
     assert "214,354" in said
     assert "44,289" in said  # SEED-Bench's pictures: 14,233 questions with one, 3,757 with eight
-    assert "139 runs, 37,927,679 documents" in said
+    assert "166 runs, 45,294,926 documents" in said
     assert "at 8e+14 FLOP/s and 1e+12 bytes/s" in said
     assert "Arithmetic, not a measurement" in said
     commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b ")]

@@ -27,6 +27,7 @@ from lmms_textweighted.methods.holov import QuotaOfRuns
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
 from lmms_textweighted.methods.scope import Coverage
+from lmms_textweighted.methods.selectors import Determinantal
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_merged
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
 from lmms_textweighted.methods.staged import Staged, relative_layers
@@ -34,6 +35,7 @@ from lmms_textweighted.methods.text_weighted import HEADS, IMPORTANCES, TextWeig
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.visionzip import DominantAndContextual
 from lmms_textweighted.methods.vispruner import ImportantAndDiverse
+from lmms_textweighted.methods.vscan import LocalAndGlobal
 from tests.method_oracles import ORACLES, Decision, TowerView, View, clusters_of, highest, rope_bias, sparsevlm_set
 
 HEADS_OF_LAYER, WIDTH = 4, 24
@@ -84,30 +86,32 @@ def make_tower(sizes: Sequence[int], generator: np.random.Generator, layers: int
 
 
 def tower_seen(view: View, reads: TowerReads) -> TowerSeen:
-    """What the engine would hand a scorer that reads `reads`, with all pictures' patches as one."""
+    """What the engine would hand a scorer that reads `reads`; pictures that are smaller are padded behind."""
     tower = view.tower
     depth = Tower("a tower", True, [torch.nn.Identity()] * len(tower.keys), tower.feature)
-    pictures = range(len(view.images))
+    pictures, most = range(len(view.images)), max(map(len, view.images))
     made = {
         "class_rows": lambda n, p: tower.attention[n][p][:, 0, 1:].mean(axis=0),
         "wide_class_rows": lambda n, p: np.array(tower.wide_scores(p, n)),
         "column_means": lambda n, p: tower.attention[n][p].mean(axis=(0, 1))[1:],
         "keys": lambda n, p: tower.keys[n][p][:, 1:].swapaxes(0, 1),
+        "vectors": lambda n, p: tower.outputs[n][p][1:],
     }
+
+    def padded(parts: list[np.ndarray]) -> torch.Tensor:
+        tensors = [torch.tensor(part).float() for part in parts]
+        return torch.stack([torch.cat([t, t.new_zeros(most - len(t), *t.shape[1:])]) for t in tensors])
+
     found = {
-        (what, layer): np.concatenate([make(layer.index(depth), p) for p in pictures])
+        (what, layer): padded([make(layer.index(depth), p) for p in pictures])
         for what, make in made.items()
-        for layer in getattr(reads, what)
+        for layer in ((FEATURES,) if what == "vectors" else getattr(reads, what))
     }
-    found["vectors", FEATURES] = np.concatenate([tower.features(p) for p in pictures])
-    found["class_vector", FEATURES] = np.concatenate(
-        [np.repeat(tower.outputs[tower.feature][p][:1], len(image), 0) for p, image in enumerate(view.images)]
+    found["class_vector", FEATURES] = torch.stack(
+        [torch.tensor(tower.outputs[tower.feature][p][0]).float() for p in pictures]
     )
-    # One patch a picture: then each token has a class token of its own, its picture's.
-    tensors = {key: torch.tensor(part).float()[:, None] for key, part in found.items()}
-    tensors["class_vector", FEATURES] = tensors["class_vector", FEATURES][:, 0]
-    index = torch.arange(len(view.image))
-    return TowerSeen(tensors, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
+    index = torch.tensor([p * most + n for p, image in enumerate(view.images) for n in range(len(image))])
+    return TowerSeen(found, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
 
 
 def seen_of(scorer: Scorer, view: View) -> Seen:
@@ -192,6 +196,7 @@ SCORERS = [
     Coverage(),
     QuotaOfRuns(),
     QuotaOfRuns("spread"),
+    LocalAndGlobal(),
 ]
 
 
@@ -202,6 +207,7 @@ SCORERS = [
         ((16,), 5, (6,)),
         ((16,), 1, (16,)),
         ((64,), 7, (12,)),
+        ((64,), 3, (40,)),
         ((36, 16), 6, (18, 4)),
         ((9, 0, 25), 3, (4, 0, 25)),
         ((10,), 2, (1,)),
@@ -585,3 +591,23 @@ def test_text_weighting_over_several_stages():
     method = Staged("x", "x", "", (TextWeighting(), TextWeighting(heads="per_head")), (1, 3), (8, 4))
     assert [(stage.layer, stage.keep_tokens) for stage in method.stages(1, 3, None)] == [(1, 6), (3, 3)]
     assert isinstance(method.stages(1, 3, None)[0], Stage)
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5, 8])
+def test_the_determinantal_choice_adds_most_to_the_determinant(keep):
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        features, scores = generator.standard_normal((8, 12)), generator.random(8) + 0.1
+        units = features / np.linalg.norm(features, axis=1, keepdims=True)
+        kernel = scores[:, None] * (units @ units.T) * scores
+        chosen: list[int] = []
+        while len(chosen) < keep:
+            volume = {n: np.linalg.det(kernel[np.ix_([*chosen, n], [*chosen, n])]) for n in range(8) if n not in chosen}
+            chosen.append(max(volume, key=volume.__getitem__))
+        found = Determinantal().select(torch.tensor(features).float(), torch.tensor(scores).float(), keep)
+        assert found.tolist() == sorted(chosen)
+
+
+def test_the_determinantal_choice_goes_on_where_nothing_is_left_to_span():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
+    assert Determinantal().select(features, torch.ones(4), 3).tolist() == [0, 1, 2]

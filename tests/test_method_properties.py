@@ -12,7 +12,6 @@ from lmms_textweighted import prune
 from lmms_textweighted.engine.plan import POSITIONS, Plan
 from lmms_textweighted.methods import _OWN, Method
 from lmms_textweighted.methods.presets import PRESETS
-from lmms_textweighted.methods.staged import Staged
 from tests.conftest import IMAGE, assert_same_choice, make_inputs, one_row
 from tests.method_oracles import ORACLES, Decision, View
 from tests.replay import ReplayStage, replay, replay_generate
@@ -34,8 +33,7 @@ def model(small_llava):
 
 def plan_of(method: Method, keep: int, positions: str | None = None) -> Plan:
     """The method's plan for a decoder of LAYERS layers and pictures of TOKENS tokens."""
-    fitted = method.fitted(LAYERS, TOKENS) if isinstance(method, Staged) else method
-    return fitted.plan(keep_tokens=keep, positions=positions)
+    return method.fitted(LAYERS, TOKENS).plan(keep_tokens=keep, positions=positions)
 
 
 def told(kept: list[int]):
@@ -161,8 +159,7 @@ def test_decoding_is_that_of_float64_formulas_token_by_token(model, method, posi
 
 @every_method
 def test_a_share_is_a_share_of_each_image(model, method):
-    fitted = method.fitted(LAYERS, TOKENS) if isinstance(method, Staged) else method
-    with prune(model, fitted.plan(keep_ratio=0.25)) as trace:
+    with prune(model, method.fitted(LAYERS, TOKENS).plan(keep_ratio=0.25)) as trace:
         model(**make_inputs(model, [TWO], seed=5))
     assert trace.documents[0].kept_tokens == 2 * 9
 

@@ -21,6 +21,7 @@ from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
+from lmms_textweighted.methods.composed import SIGN, Composed
 from lmms_textweighted.methods.dart import DART
 from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.downsample import DOWNSAMPLE
@@ -48,6 +49,7 @@ from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
 from lmms_textweighted.methods.visionzip import VISIONZIP
 from lmms_textweighted.methods.vispruner import VISPRUNER
+from lmms_textweighted.methods.vscan import LOCAL_AND_GLOBAL, VSCAN
 
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
@@ -89,6 +91,7 @@ _OWN: tuple[Method, ...] = (
     HIPRUNE,
     SCOPE,
     HOLOV,
+    VSCAN,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
     POOL,
@@ -127,6 +130,7 @@ SCORERS: dict[str, Scorer] = {
         SCOPE.scorer,
         HOLOV.scorer,
         QuotaOfRuns("spread"),
+        LOCAL_AND_GLOBAL,
         UNIFORM_GRID.scorer,
         POOL.scorer,
         RANDOM_ORDER,
@@ -147,10 +151,11 @@ def preset_names() -> tuple[str, ...]:
 
 
 def find_method(strategy: str | Method) -> Method:
-    """A method or a preset by its name, by `plan.yaml`, `FILE.py:NAME` or `MODULE:NAME`, or itself.
+    """A method or a preset by its name, by `plan.yaml`, `FILE.py:NAME` or `MODULE:NAME`, or itself; or two as one.
 
-    This package's own names go before those of installed packages. Raises PlanError for an unknown name (with the
-    nearest one), for what is there but is no Method, and for a file that states no plan.
+    `FIRST+SECOND` of two such names is what `composed.Composed` makes of them. This package's own names go before those
+    of installed packages. Raises PlanError for an unknown name (with the nearest one), for what is there but is no
+    Method, and for a file that states no plan.
     """
     if isinstance(strategy, Method):
         return strategy
@@ -163,6 +168,9 @@ def find_method(strategy: str | Method) -> Method:
         if point.name == strategy:
             return _checked(point.load(), f"entry point {point.value}")
     place, colon, name = str(strategy).rpartition(":")
+    first, sign, second = str(strategy).partition(SIGN)
+    if sign and not (colon and Path(place).exists()):
+        return Composed(first=find_method(first), second=find_method(second))
     if not colon:
         raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
     try:

@@ -110,7 +110,8 @@ def formula_of(method: Method) -> str:
 
 
 def where(layers: Sequence[int]) -> str:
-    """`2`, `1, 7`, `before 0`, `never`."""
+    """`2`, `1, 7`, `before 0`, `pre, 15`, `never`."""
     if not layers:
         return "never"
-    return ", ".join("before 0" if layer < 0 else str(layer) for layer in layers)
+    before = "before 0" if len(layers) == 1 else "pre"
+    return ", ".join(before if layer < 0 else str(layer) for layer in layers)

@@ -30,6 +30,7 @@ from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS
 from lmms_textweighted.methods.staged import Staged
 from lmms_textweighted.methods.visionzip import VISIONZIP
 from lmms_textweighted.methods.vispruner import VISPRUNER
+from lmms_textweighted.methods.vscan import VSCAN
 
 
 @dataclass(frozen=True)
@@ -158,4 +159,8 @@ PRESETS: tuple[Preset, ...] = (
     *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
     *before(SCOPE, 192, 128, 64),
     *before(HOLOV, 192, 128, 64),
+    *(
+        preset(VSCAN, str(mean), *VSCAN.stages(15, mean // 2, None), note=f"{3 * mean // 2}, then {mean // 2}")
+        for mean in (192, 128, 64)
+    ),
 )

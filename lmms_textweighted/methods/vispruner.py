@@ -10,6 +10,10 @@ near their double is, so that every round pairs others). What stays is in its or
 
 rho is 1/2; the authors also use 3/4, for MME at 64 tokens. rho = 1 is FasterVLM, which the paper's first version was.
 Their code stops with an error where the rest is of odd length; here the last of the firsts has no partner of its own.
+
+One swap of two nearly equal values changes all pairs from there on, so the choice hangs on rounding: on 20 pictures of
+the embedded model at 192, 128 and 64 tokens, the authors' function in float64 and in float32 keeps the same set 7 times
+of 60, with 59 to 76 % of the tokens the same. In float64 this one and theirs are equal 60 times of 60.
 """
 
 from __future__ import annotations
