@@ -55,7 +55,7 @@ SIDES = (18, 24, 30)  # a canvas's possible sides in patches; all multiples of 3
 STAGES = {
     "tower": StageSettings(600, 10, 144, {"word": 1}, muon=1.2e-2, adamw=1.5e-3, warmup=20),
     "decoder": StageSettings(
-        500,
+        300,
         8,
         64,
         {"letter": 6, "word": 2, "match": 1, "list": 1, "caption": 1},
@@ -65,15 +65,18 @@ STAGES = {
         word_weight=0.3,
         letter_weight=0.1,
         warmup=20,
+        horizon=500,
     ),
     "joint": StageSettings(
-        500,
+        400,
         8,
-        144,
+        225,
         {"letter": 6, "word": 2, "match": 1, "list": 1, "caption": 1},
         muon=3e-3,
         adamw=5e-4,
+        blind=0.3,
         word_weight=0.2,
+        letter_weight=0.05,
         warmup=20,
     ),
 }
