@@ -21,7 +21,7 @@ from lmms_textweighted.prompts import check_template
 class Settings:
     """Everything `--model_args` can say, with its defaults.
 
-    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`. keep_tokens,
+    pretrained: `tiny`, `tiny-qwen`, a folder or hub name. strategy, pruning_layer: see `methods.make_plan`. keep_tokens,
     keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope, positions: see
     `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None suits the
     checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes

@@ -68,7 +68,7 @@ STAGES = {
         horizon=500,
     ),
     "joint": StageSettings(
-        400,
+        300,
         8,
         225,
         {"letter": 6, "word": 2, "match": 1, "list": 1, "caption": 1},
