@@ -143,7 +143,7 @@ class Run:
         if self.checkpoint is None:
             return None
         path = Path(self.checkpoint)
-        folders = {("tiny", folder): name for name, folder in EMBEDDED.items()}
+        folders: dict[tuple[str, ...], str] = {("tiny", folder): name for name, folder in EMBEDDED.items()}
         return folders.get(path.parts[-2:], path.name.lower())
 
 

@@ -282,7 +282,7 @@ def _enlarge_features(merger: Any, reader: Readers) -> None:
         for parameter in merger.linear_fc2.parameters():
             parameter.mul_(FEATURE_SCALE)
         for head in reader.heads:
-            head.weight.div_(FEATURE_SCALE)
+            head.get_parameter("weight").div_(FEATURE_SCALE)
 
 
 def _learned(model: Any, reader: Readers, stage: str) -> dict[str, dict[str, torch.Tensor]]:
