@@ -27,10 +27,12 @@ $(1)/lmms-eval --config $(2)/config.yaml --output_path $(2)/lmms-eval
 	|| { echo "lmms-eval wrote no results file into $(2)/lmms-eval"; exit 1; }
 endef
 
-demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep: table, JSON and PNG in demo/
+demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep, and a short one of the second: in demo/
 	$(call EVALUATE_SHAPES,$(BIN),demo)
 	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
 		--output-dir demo/sweep --overwrite
+	$(BIN)/lmms-textweighted sweep --model-path tiny-qwen --num-samples 100 --tokens 144,64,32,16 \
+		--output-dir demo/sweep-qwen --overwrite
 
 # Two or more processes with a thread each: small models gain little from more threads.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
@@ -62,8 +64,9 @@ test-latest:  ## the newest of everything that the bounds allow, in .venv-latest
 	$(call EVALUATE_SHAPES,$(LATEST),latest)
 	$(ONE_THREAD) $(LATEST)/python $(PYTEST) -m "not slow" || { cat latest/versions.txt; exit 1; }
 
-regress: .venv/.tested  ## 48 documents against baselines/tiny.json; see docs/regress.md
+regress: .venv/.tested  ## 48 documents against baselines/tiny.json and tiny-qwen.json; see docs/regress.md
 	$(BIN)/lmms-textweighted regress --baseline baselines/tiny.json
+	$(BIN)/lmms-textweighted regress --baseline baselines/tiny-qwen.json
 
 bench: .venv/.tested  ## what this machine can measure; table and JSON in benchmarks/results/
 	$(BIN)/python -W ignore -m benchmarks

@@ -8,6 +8,7 @@ from pathlib import Path
 from lmms_textweighted.errors import InputError
 
 _PACKAGE = Path(__file__).resolve().parent
+EMBEDDED = {"tiny": "checkpoint", "tiny-qwen": "checkpoint_qwen"}  # name of an embedded model -> its folder
 
 
 def data_folder(name: str) -> Path:
@@ -34,9 +35,9 @@ def config_text(config: str | Path) -> str:
         raise InputError(f"config {str(path)!r} cannot be read: {error}") from error
 
 
-def checkpoint_folder() -> Path:
-    """The embedded model's checkpoint."""
-    return _PACKAGE / "tiny" / "checkpoint"
+def checkpoint_folder(name: str = "tiny") -> Path:
+    """An embedded model's checkpoint; `name` is one of EMBEDDED."""
+    return _PACKAGE / "tiny" / EMBEDDED[name]
 
 
 def cache_folder() -> Path:

@@ -325,14 +325,18 @@ def test_budgets_of_every_kind_are_measured_kept_and_compared(tmp_path, monkeypa
     assert read_baseline(path).settings.budgets == ("keep_tokens", (32,))
 
 
-def test_the_committed_baseline_is_whole_small_and_of_every_strategy():
-    found = read_baseline(TINY)
-    assert TINY.stat().st_size < 200_000
-    assert [point.name for point in found.points] == ["text_weighted@64", "fastv@64", "random@64", "none"]
+@pytest.mark.parametrize(("model", "kept"), [("tiny", 64), ("tiny-qwen", 32)])
+def test_the_committed_baselines_are_whole_small_and_of_every_strategy(model, kept):
+    path = TINY.with_name(f"{model}.json")
+    found = read_baseline(path)
+    assert path.stat().st_size < 200_000
+    assert found.settings.model_path == model
+    names = [f"text_weighted@{kept}", f"fastv@{kept}", f"random@{kept}", "none"]
+    assert [point.name for point in found.points] == names
     assert found.settings.dtype == "float32"
     assert found.settings.device is None
     assert all(
-        sum(map(len, outcome.kept_sets())) == (0 if outcome.point == "none" else 64) for outcome in found.outcomes
+        sum(map(len, outcome.kept_sets())) == (0 if outcome.point == "none" else kept) for outcome in found.outcomes
     )
 
 

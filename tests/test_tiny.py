@@ -20,7 +20,7 @@ from lmms_textweighted.families import load
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
 from lmms_textweighted.methods import make_plan
-from lmms_textweighted.paths import checkpoint_folder
+from lmms_textweighted.paths import EMBEDDED, checkpoint_folder
 from lmms_textweighted.tiny import scenes, train
 from lmms_textweighted.tiny.evaluate import answers
 from lmms_textweighted.tiny.questions import KINDS, caption, make_question, object_f1, true_caption
@@ -118,9 +118,10 @@ def test_questions_are_reproducible(seed, kind):
     assert first == second
 
 
-def test_the_checkpoint_is_small_and_safe():
-    files = list(checkpoint_folder().iterdir())
-    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+def test_the_checkpoints_are_small_and_safe():
+    files = [path for name in EMBEDDED for path in checkpoint_folder(name).iterdir()]
+    assert sum(path.stat().st_size for path in files) < 12e6
+    assert all(path.stat().st_size <= 6e6 for path in files)
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
 
 

@@ -42,6 +42,7 @@ def test_the_wheel_works_from_an_empty_folder(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (
         "lmms_textweighted/tiny/checkpoint/model.safetensors",
+        "lmms_textweighted/tiny/checkpoint_qwen/model.safetensors",
         "lmms_textweighted/tasks/shapes_mcq/scenes_test.jsonl",
         "lmms_textweighted/tasks/shapes_mcq/_shapes_mcq.yaml",
         "lmms_textweighted/tasks/scienceqa_img_rank/scienceqa_img_rank.yaml",

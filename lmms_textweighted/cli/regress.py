@@ -18,7 +18,9 @@ def regress(
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Every change fails, within tolerance or not.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write what was measured here, as a baseline.")] = None,
-    model_path: Annotated[str | None, typer.Option(help="With --update: `tiny`, a folder or a hub name.")] = None,
+    model_path: Annotated[
+        str | None, typer.Option(help="With --update: `tiny`, `tiny-qwen`, a folder, a hub name.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="With --update: a task of ours or of lmms-eval.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="With --update: the first N documents.")] = None,
     strategies: Annotated[str | None, typer.Option(help="With --update: comma-separated.")] = None,

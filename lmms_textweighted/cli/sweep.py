@@ -14,7 +14,7 @@ from lmms_textweighted.upstream.known_bad import check_versions
 
 def sweep(
     context: typer.Context,
-    model_path: Annotated[str, typer.Option(help="`tiny`, a folder or a hub name.")] = "tiny",
+    model_path: Annotated[str, typer.Option(help="`tiny`, `tiny-qwen`, a folder or a hub name.")] = "tiny",
     model_base: Annotated[
         str | None, typer.Option(help="Base weights of a LoRA checkpoint; not supported yet.")
     ] = None,

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lmms_textweighted.paths import EMBEDDED
+
 # Settings that must be equal for two runs to be compared.
 SAME_SETTINGS = ("conv_template", "image_aspect_ratio", "system_prompt")
 
@@ -138,11 +140,12 @@ class Run:
 
     @property
     def checkpoint_name(self) -> str | None:
-        """The last part of the checkpoint's name or path, in lower case; `tiny` for the embedded one's folder too."""
+        """The last part of the checkpoint's name or path, in lower case; an embedded one's name for its folder, too."""
         if self.checkpoint is None:
             return None
         path = Path(self.checkpoint)
-        return "tiny" if path.parts[-2:] == ("tiny", "checkpoint") else path.name.lower()
+        folders: dict[tuple[str, ...], str] = {("tiny", folder): name for name, folder in EMBEDDED.items()}
+        return folders.get(path.parts[-2:], path.name.lower())
 
 
 def digest(text: str) -> str:

@@ -11,7 +11,6 @@ import logging
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.loading import (
     DEFAULT_CHECKPOINT,
-    TINY,
     Loaded,
     LoadOptions,
     local_folder,
@@ -20,7 +19,7 @@ from lmms_textweighted.families.loading import (
     resolve,
 )
 
-__all__ = ["DEFAULT_CHECKPOINT", "TINY", "LoadOptions", "Loaded", "load", "resolve"]
+__all__ = ["DEFAULT_CHECKPOINT", "LoadOptions", "Loaded", "load", "resolve"]
 
 _logger = logging.getLogger(__name__)
 

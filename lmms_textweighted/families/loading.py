@@ -16,12 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from lmms_textweighted.errors import CheckpointError, InputError, first_line, unknown
 from lmms_textweighted.hub import asked_once, out_of_reach
-from lmms_textweighted.paths import checkpoint_folder, expanded
+from lmms_textweighted.paths import EMBEDDED, checkpoint_folder, expanded
 from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.upstream.known_bad import check_versions
 
 DEFAULT_CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
-TINY = "tiny"
 LOADERS = ("auto", "hf", "llava")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -128,9 +127,9 @@ def looked_at_first(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
 
 
 def resolve(pretrained: str) -> str:
-    """`tiny` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
-    if pretrained == TINY:
-        return str(checkpoint_folder())
+    """`tiny`, `tiny-qwen` -> the embedded checkpoint's folder; a path must be a folder; anything else is a hub name."""
+    if pretrained in EMBEDDED:
+        return str(checkpoint_folder(pretrained))
     path = expanded(pretrained)
     if path.is_dir():
         return str(path)

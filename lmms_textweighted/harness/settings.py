@@ -21,14 +21,14 @@ from lmms_textweighted.prompts import check_system_prompt, check_template
 class Settings:
     """Everything `--model_args` can say, with its defaults.
 
-    pretrained: `tiny`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`. keep_tokens,
-    keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope, positions: see
-    `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None suits the
-    checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated image_aspect_ratio goes
-    before a task's. min_pixels, max_pixels, min_patches, max_patches: see there. system_prompt: in front of a
-    conversation without one; None is what lmms-eval's own model of the kind has, an empty one is none. seed: of the
-    `random` strategy. ranks: measure the last layer's ranks for every task (the rank tasks ask for them themselves).
-    system_length, image_length: checked against every input. The rest: see `families.LoadOptions`.
+    pretrained: `tiny`, `tiny-qwen`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`.
+    keep_tokens, keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope,
+    positions: see `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None
+    suits the checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated
+    image_aspect_ratio goes before a task's. min_pixels, max_pixels, min_patches, max_patches: see there. system_prompt:
+    in front of a conversation without one; None is what lmms-eval's own model of the kind has, an empty one is none.
+    seed: of the `random` strategy. ranks: measure the last layer's ranks for every task (the rank tasks ask for them
+    themselves). system_length, image_length: checked against every input. The rest: see `families.LoadOptions`.
     """
 
     pretrained: str = DEFAULT_CHECKPOINT

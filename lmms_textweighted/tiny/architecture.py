@@ -38,17 +38,7 @@ LIST_PROMPT = "Describe the choices."
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on the set's own sentences: each of their words is one token, any text is lossless."""
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=640,
-        min_frequency=1,
-        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer = train_bpe([VICUNA_SYSTEM, " USER:", " ASSISTANT:", *set_sentences()], ["<unk>", "<s>", "</s>", "<pad>"])
     tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
@@ -63,6 +53,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_bpe(lines: list[str], special: list[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer in which each word of `lines` is one token."""
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        min_frequency=1,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
@@ -141,9 +147,9 @@ def _place_embeddings(tower: Any) -> None:
         embedding.weight[1:] = 0.3 * table
 
 
-def _corpus() -> list[str]:
+def set_sentences() -> list[str]:
     """Every word of the set, in the places where it can stand."""
-    lines = [VICUNA_SYSTEM, " USER:", " ASSISTANT:", SINGLE_PREDICTION_PROMPT, SHORT_ANSWER_PROMPT, CAPTION_PROMPT]
+    lines = [SINGLE_PREDICTION_PROMPT, SHORT_ANSWER_PROMPT, CAPTION_PROMPT]
     lines += [f"Context: {questions.HINT}\n"]
     for (asked, _), named in itertools.product(questions.KINDS, scenes.ATTRIBUTES):
         if asked == named:

@@ -21,6 +21,18 @@ NUM_PATCHES = scenes.GRID**2
 _FILL = (0, 0, 0, -100, -100, -100)  # of text_ids, block, offset, labels, words, letters
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What a model's chat template puts around a question after the picture, and after an answer."""
+
+    before: str
+    answer: str
+    end: str
+
+
+VICUNA = Wording("\n", " ASSISTANT:", "</s>")
+
+
 @dataclass
 class Batch:
     """`P` pictures, each with a prefix of `prefix` system tokens and `I` image tokens, then packed conversations.
@@ -63,7 +75,30 @@ def make_batch(
     match, list, caption)."""
     drawn = [scenes.random_scene(rng, held_out=False) for _ in range(pictures)]
     labels = np.stack([scenes.patch_labels(scene) for scene in drawn])
-    rows = [_pack(tokenizer, scene, rng, kinds) for scene in drawn]
+    text_ids, block, offset, targets, words, letters = conversations(tokenizer, drawn, rng, kinds)
+    return Batch(
+        pixels=normalised_pixels([scenes.render(scene) for scene in drawn]),
+        patches=torch.from_numpy(np.stack([shown(row, image_tokens, rng) for row in labels])),
+        patch_labels=torch.from_numpy(labels),
+        prefix_ids=torch.tensor(tokenizer(f"{VICUNA_SYSTEM} USER: ").input_ids),
+        text_ids=text_ids,
+        block=block,
+        offset=offset,
+        labels=targets,
+        words=words,
+        letters=letters,
+    )
+
+
+def conversations(
+    tokenizer: PreTrainedTokenizerFast,
+    drawn: list[scenes.Scene],
+    rng: np.random.Generator,
+    kinds: dict[str, int],
+    wording: Wording = VICUNA,
+) -> tuple[torch.Tensor, ...]:
+    """Each scene's packed conversations, padded to one length T: the columns of `_FILL`, int64 [P, T] each."""
+    rows = [_pack(tokenizer, scene, rng, kinds, wording) for scene in drawn]
     width = max(len(row[0]) for row in rows)
     packed = np.stack(
         [
@@ -76,22 +111,10 @@ def make_batch(
             for row in rows
         ]
     )
-    text_ids, block, offset, targets, words, letters = torch.from_numpy(packed).unbind(1)
-    return Batch(
-        pixels=normalised_pixels([scenes.render(scene) for scene in drawn]),
-        patches=torch.from_numpy(np.stack([_shown(row, image_tokens, rng) for row in labels])),
-        patch_labels=torch.from_numpy(labels),
-        prefix_ids=torch.tensor(tokenizer(f"{VICUNA_SYSTEM} USER: ").input_ids),
-        text_ids=text_ids,
-        block=block,
-        offset=offset,
-        labels=targets,
-        words=words,
-        letters=letters,
-    )
+    return torch.from_numpy(packed).unbind(1)
 
 
-def _shown(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def shown(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """The patches shown: every object's, then background at random, in order."""
     objects = np.flatnonzero(labels[:, 0] >= 0)
     background = np.flatnonzero(labels[:, 0] < 0)
@@ -100,12 +123,18 @@ def _shown(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _pack(
-    tokenizer: PreTrainedTokenizerFast, scene: scenes.Scene, rng: np.random.Generator, kinds: dict[str, int]
+    tokenizer: PreTrainedTokenizerFast,
+    scene: scenes.Scene,
+    rng: np.random.Generator,
+    kinds: dict[str, int],
+    wording: Wording,
 ) -> list[np.ndarray]:
     """The conversations about one scene, end to end, in the order of `_FILL`."""
     dialogues = [_dialogue(kind, scene, rng) for kind, count in kinds.items() for _ in range(count)]
-    prompts = tokenizer([prompt for prompt, _, _ in dialogues], add_special_tokens=False).input_ids
-    answers = tokenizer([f" {answer}</s>" for _, answer, _ in dialogues], add_special_tokens=False).input_ids
+    prompts = tokenizer(
+        [f"{wording.before}{text}{wording.answer}" for text, _, _ in dialogues], add_special_tokens=False
+    ).input_ids
+    answers = tokenizer([f" {answer}{wording.end}" for _, answer, _ in dialogues], add_special_tokens=False).input_ids
     hints = tokenizer([word and f" {word}" for _, _, word in dialogues], add_special_tokens=False).input_ids
     columns: list[list[np.ndarray]] = [[] for _ in _FILL]
     choice_starts = tokenizer([f"\n{letter}." for letter in questions.LETTERS], add_special_tokens=False).input_ids
@@ -130,17 +159,17 @@ def _pack(
 
 
 def _dialogue(kind: str, scene: scenes.Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """One conversation: what stands after the picture, the answer, and the word it needs ("" for a list)."""
+    """One conversation: the question, the answer, and the word it needs ("" for a list)."""
     if kind == "caption":
         text = questions.caption(scene, rng)
-        return f"\n{CAPTION_PROMPT} ASSISTANT:", text, text.split()[0]
+        return CAPTION_PROMPT, text, text.split()[0]
     item = questions.make_question(scene, rng)
     if kind == "list":
         letters = dict(zip(item["choices"], questions.LETTERS, strict=False))
         text = ",".join(f" {word} {letters[word]}" for word in rng.permutation(item["choices"]))
-        return f"\n{questions.choices_text(item['choices'])}\n{LIST_PROMPT} ASSISTANT:", text[1:], ""
+        return f"{questions.choices_text(item['choices'])}\n{LIST_PROMPT}", text[1:], ""
     word = item["choices"][item["answer"]]
     if kind == "word":
-        return f"\n{item['question']}{SHORT_ANSWER_PROMPT} ASSISTANT:", word, word
+        return f"{item['question']}{SHORT_ANSWER_PROMPT}", word, word
     text = questions.multiple_choice_text(item, MATCH_PROMPT.format(word) if kind == "match" else None)
-    return f"\n{text} ASSISTANT:", questions.LETTERS[item["answer"]], word
+    return text, questions.LETTERS[item["answer"]], word

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -85,9 +85,25 @@ def random_scene(rng: np.random.Generator, *, held_out: bool) -> Scene:
             return scene
 
 
-def render(scene: Scene) -> np.ndarray:
-    """The scene's pixels: uint8, [336, 336, 3]. A pixel is an object's when its centre satisfies the shape."""
-    pixels = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), scene.background, dtype=np.uint8)
+def on_canvas(scene: Scene, rows: int, columns: int, rng: np.random.Generator) -> Scene:
+    """The scene for a canvas of `rows` x `columns` patches: every object keeps its attributes and its cell, and is
+    placed anew inside it. Both must be multiples of 3 and at least 18, so that the widest object fits into a cell."""
+    cell_rows, cell_columns = rows // 3, columns // 3
+    objects = []
+    for item in scene.objects:
+        cell_row, cell_column = divmod(PLACES.index(item.place), 3)
+        row = cell_row * cell_rows + int(rng.integers(1, cell_rows - item.width))
+        column = cell_column * cell_columns + int(rng.integers(1, cell_columns - item.width))
+        objects.append(replace(item, row=row, column=column))
+    return Scene(scene.background, tuple(objects))
+
+
+def render(scene: Scene, rows: int = GRID, columns: int = GRID) -> np.ndarray:
+    """The scene's pixels on a canvas of `rows` x `columns` patches: uint8, [14 rows, 14 columns, 3].
+
+    A pixel is an object's when its centre satisfies the shape.
+    """
+    pixels = np.full((rows * PATCH_SIZE, columns * PATCH_SIZE, 3), scene.background, dtype=np.uint8)
     for item in scene.objects:
         side = item.width * PATCH_SIZE
         top, left = item.row * PATCH_SIZE, item.column * PATCH_SIZE
@@ -95,14 +111,16 @@ def render(scene: Scene) -> np.ndarray:
     return pixels
 
 
-def patch_labels(scene: Scene) -> np.ndarray:
-    """What each of the 576 patches shows: int64 [576, 3] of (shape, color, place) indices, -1 where no object lies.
+def patch_labels(scene: Scene, grid_rows: int = GRID, grid_columns: int = GRID) -> np.ndarray:
+    """What each of the N = grid_rows x grid_columns patches shows: int64 [N, 3] of (shape, color, place) indices, -1
+    where no object lies.
 
     The place of an empty patch is its cell all the same.
     """
-    rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
-    labels = np.full((GRID * GRID, 3), -1, dtype=np.int64)
-    labels[:, 2] = (rows // CELL) * 3 + columns // CELL
+    count = grid_rows * grid_columns
+    rows, columns = np.divmod(np.arange(count), grid_columns)
+    labels = np.full((count, 3), -1, dtype=np.int64)
+    labels[:, 2] = (rows // (grid_rows // 3)) * 3 + columns // (grid_columns // 3)
     for item in scene.objects:
         inside = (rows >= item.row) & (rows < item.row + item.width)
         inside &= (columns >= item.column) & (columns < item.column + item.width)

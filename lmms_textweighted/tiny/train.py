@@ -190,7 +190,7 @@ def language_loss(
         ],
         dim=1,
     )
-    mask, blind_mask = _masks(batch.block, prefix, start, blind)
+    mask, blind_mask = packed_masks(batch.block, prefix, start, blind)
     rotary = language.rotary_emb(hidden, positions)
     words = letters = hidden
     for index, layer in enumerate(language.layers):
@@ -205,9 +205,9 @@ def language_loss(
                 position_ids=positions,
                 position_embeddings=rotary,
             )
-    logits, target = _read(model, hidden[:, start:], batch.labels)
+    logits, target = read_tokens(model, hidden[:, start:], batch.labels)
     loss = F.cross_entropy(logits, target)
-    word_logits, word_target = _read(model, words[:, start:], batch.words)
+    word_logits, word_target = read_tokens(model, words[:, start:], batch.words)
     word_loss = F.cross_entropy(word_logits, word_target)
     chosen = batch.letters >= 0
     letter_logits = reader.letters(language.norm(letters[:, start:][chosen])).float()
@@ -222,12 +222,14 @@ def language_loss(
     return loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss, report
 
 
-def _read(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def read_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = labels >= 0
     return model.lm_head(model.model.language_model.norm(hidden[chosen])).float(), labels[chosen]
 
 
-def _masks(block: torch.Tensor, prefix: int, start: int, blind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_masks(
+    block: torch.Tensor, prefix: int, start: int, blind: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Boolean [P, 1, S, S]: causal, each conversation alone with the prefix; and the same with the picture hidden from
     the text where `blind`."""
     count, text = block.shape
@@ -308,7 +310,7 @@ def run_stage(
         torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
     ]
     schedules: list[Any] = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step, settings)) for o in optimizers
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, settings)) for o in optimizers
     ]
     if partial.exists():
         state = _load(partial, model, reader)
@@ -354,7 +356,7 @@ def run_stage(
             )
 
 
-def _rate(step: int, settings: StageSettings) -> float:
+def learning_rate(step: int, settings: StageSettings) -> float:
     """Linear warm-up, then linear decay to 2 % of the peak."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
