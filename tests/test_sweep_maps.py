@@ -21,8 +21,10 @@ from scipy import stats
 from lmms_textweighted import cli
 from lmms_textweighted.compare.folders import read_runs
 from lmms_textweighted.compare.naming import name_runs
-from lmms_textweighted.engine.plan import Plan, Stage
+from lmms_textweighted.compare.records import leave_after
+from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
 from lmms_textweighted.errors import InputError, PlanError
+from lmms_textweighted.experiment import tables
 from lmms_textweighted.experiment.alone import answer_alone
 from lmms_textweighted.experiment.draws import seeded_plan
 from lmms_textweighted.experiment.files import blocks_of, experiment_data
@@ -417,3 +419,12 @@ def test_a_mean_over_the_layers_is_solved_for_the_model_and_a_preset_has_one_poi
     with pytest.raises(PlanError, match="himap_paper is a setting for 32 decoder layers, but the model has 8: use him"):
         make_grid(["himap_paper"], [64], [2], geometry=small)
     assert len(make_grid(["himap_paper"], [64, 32], [0, 2])[0]) == 1
+
+
+def test_places_before_and_in_the_model_are_said_in_words():
+    assert tables._where(()) == "nothing leaves"
+    assert tables._where((EMBEDDINGS,)) == "before layer 0"
+    assert tables._where((EMBEDDINGS, 2)) == "before layer 0, then after layer 2"
+    assert tables._where((7, 15)) == "after layers 7, 15"
+    stages = [{"leave_after": layer} for layer in (EMBEDDINGS, 7, 15)]
+    assert [leave_after(stages[:end]) for end in (0, 1, 3)] == [None, "before", "before+7+15"]

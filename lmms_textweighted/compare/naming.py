@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmms_textweighted.compare.records import Run
+from lmms_textweighted.compare.records import Run, leave_after
 from lmms_textweighted.errors import InputError, unknown
 
 _NAMING = (
@@ -79,7 +79,7 @@ def _at(method: str, run: Run) -> str:
 
 def _setting(run: Run, name: str) -> Any:
     if name == "leave_after" and "stages" in run.settings:
-        return "+".join(str(stage["leave_after"]) for stage in run.settings["stages"]) or None
+        return leave_after(run.settings["stages"])
     return run.settings.get(name)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lmms_textweighted.engine.plan import EMBEDDINGS
 from lmms_textweighted.paths import EMBEDDED
 
 # Settings that must be equal for two runs to be compared.
@@ -146,6 +147,12 @@ class Run:
         path = Path(self.checkpoint)
         folders: dict[tuple[str, ...], str] = {("tiny", folder): name for name, folder in EMBEDDED.items()}
         return folders.get(path.parts[-2:], path.name.lower())
+
+
+def leave_after(stages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The layers after which tokens leave, as `7+15+23`, or `before+2` where some leave before layer 0; None: nowhere."""
+    layers = [stage["leave_after"] for stage in stages]
+    return "+".join("before" if layer == EMBEDDINGS else str(layer) for layer in layers) or None
 
 
 def digest(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest
+from lmms_textweighted.compare.records import Document, Figures, Run, TaskResult, digest, leave_after
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.names import OWN_LAYERS
@@ -100,5 +100,4 @@ def _leave_after(data: dict[str, Any], strategy: str, layer: int | None, budget:
     block = block.get(OWN_LAYERS if layer is None else str(layer), block)
     if "plans" not in block:
         return None if budget is None else data["meta"].get("pruning_layer")
-    stages = block["plans"][0 if budget is None else block["tokens"].index(budget)]["stages"]
-    return "+".join(str(stage["leave_after"]) for stage in stages) or None
+    return leave_after(block["plans"][0 if budget is None else block["tokens"].index(budget)]["stages"])

@@ -203,9 +203,10 @@ def _layers(block: dict[str, Any]) -> tuple[int, ...]:
 def _where(layers: Sequence[int]) -> str:
     if not layers:
         return "nothing leaves"
-    if layers == (EMBEDDINGS,):
-        return "before layer 0"
-    return f"after layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+    inside = [layer for layer in layers if layer != EMBEDDINGS]
+    before = "before layer 0" if len(inside) < len(layers) else ""
+    after = f"after layer{'s' * (len(inside) > 1)} {', '.join(map(str, inside))}" if inside else ""
+    return f"{before}, then {after}" if before and after else before or after
 
 
 def _cost(block: dict[str, Any]) -> tuple[Any, ...]:
