@@ -150,7 +150,7 @@ class Run:
 
 
 def leave_after(stages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The layers after which tokens leave, as `7+15+23`, or `before+2` where some leave before layer 0; None: nowhere."""
+    """The layers after which tokens leave, as `7+15+23` (`before+2`: some leave before layer 0); None: none leaves."""
     layers = [stage["leave_after"] for stage in stages]
     return "+".join("before" if layer == EMBEDDINGS else str(layer) for layer in layers) or None
 
