@@ -336,9 +336,17 @@ def test_a_script_with_arguments_of_its_own_evaluates(tmp_path):
     ("arguments", "words"),
     [
         (["--num_fewshot", "2"], "num_fewshot is 2"),
-        (["--apply_chat_template"], "apply_chat_template: the model writes its own prompts"),
+        pytest.param(
+            ["--apply_chat_template"],
+            "apply_chat_template: the model writes its own prompts",
+            marks=pytest.mark.nightly,
+        ),
         (["--gen_kwargs", "temperature=0.8"], "gen_kwargs asks for temperature=0.8, but with do_sample=False"),
-        (["--model_args", "pretrained=tiny,attn_implementation=flex_attention"], "attn_implementation is 'flex_att"),
+        pytest.param(
+            ["--model_args", "pretrained=tiny,attn_implementation=flex_attention"],
+            "attn_implementation is 'flex_att",
+            marks=pytest.mark.nightly,
+        ),
         (["--config", "runs.yaml"], "num_fewshot is 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -427,7 +427,7 @@ def test_an_error_stands_on_a_line_of_its_own_behind_an_open_bar(tmp_path):
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.nightly)])
 def test_a_poor_terminal_costs_characters_and_no_result(tmp_path, encoding):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
     (tmp_path / "name.yaml").write_text("# Größe: ≤ 64\nnum-samples: 0\n", encoding="utf-8")

@@ -102,7 +102,9 @@ COMMANDS = pytest.mark.parametrize("words", [LMMS_EVAL, LEADERBOARD], ids=["lmms
 
 
 @pytest.mark.slow
-@COMMANDS
+@pytest.mark.parametrize(
+    "words", [LMMS_EVAL, pytest.param(LEADERBOARD, marks=pytest.mark.nightly)], ids=["lmms-eval", "leaderboard"]
+)  # a leaderboard is killed in tests/test_leaderboard.py, too
 def test_a_killed_run_goes_on_from_the_cache_to_the_same_answers_and_scores(tmp_path, whole, words):
     draw = random.Random(3)
     count = LIMIT if words is LMMS_EVAL else 2 * LIMIT

@@ -125,6 +125,7 @@ def test_the_checkpoints_are_small_and_safe():
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
 
 
+@pytest.mark.nightly  # `make regress`, in front of `make test`, sees 48 of these documents
 @pytest.mark.slow
 def test_the_model_sees_and_loses_what_it_cannot_see():
     """The whole test set. Random pruning's intervals must lie apart from the unpruned model's."""
