@@ -38,7 +38,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True)
 class Look:
-    """The process after so many documents. resident, store: bytes. hooks: on all modules of the model."""
+    """The process after so many documents.
+
+    resident, store: bytes. hooks: on all modules of the model, without those that transformers puts on at the first
+    forward, pruned or not, and leaves there.
+    """
 
     documents: int
     resident: int
@@ -129,7 +133,12 @@ def look(model: LlavaTextweighted, documents: int) -> Look:
         documents=documents,
         resident=process.memory_info().rss,
         files=len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else process.num_fds(),
-        hooks=sum(len(getattr(module, name)) for module in model.llava.model.modules() for name in _HOOKS),
+        hooks=sum(
+            not getattr(hook, "__module__", "").startswith("transformers.")
+            for module in model.llava.model.modules()
+            for name in _HOOKS
+            for hook in getattr(module, name).values()
+        ),
         threads=process.num_threads(),
         store=path.stat().st_size if path is not None else 0,
     )
@@ -162,10 +171,11 @@ def run(pretrained: str, documents: int, batch_size: int, keep_tokens: int) -> t
         answers.append(answer)
         if len(answers) % EVERY == 0:
             looks.append(look(model, len(answers)))
+    end = look(model, len(answers))
     seen: set[int] = set()
     size_of(model.run_settings, seen)
     kept = sum(size_of(answer, seen) for answer in answers) / len(answers)
-    return looks, look(model, len(answers)), kept
+    return looks, end, kept
 
 
 def _streamed(answers: Any) -> Iterator[Any]:

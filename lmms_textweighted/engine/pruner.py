@@ -97,8 +97,10 @@ class _Session:
         self.prefilling = False
         self.running: int | None = None  # the layer that ran last, of those that may run on fewer tokens
         self.cache: weakref.ref | None = None
-        wanted = [reads for stage in plan.stages if (reads := stage.scorer.tower_reads) is not None]
-        self.watch = Watch(splice.tower(), functools.reduce(TowerReads.__or__, wanted), plan.name) if wanted else None
+        scorers = [stage.scorer for stage in plan.stages if stage.scorer.tower_reads is not None]
+        wanted = [scorer.tower_reads for scorer in scorers if scorer.tower_reads is not None]
+        name = plan.name or ", ".join(scorer.name for scorer in scorers)  # a fan-out's plans have no name
+        self.watch = Watch(splice.tower(), functools.reduce(TowerReads.__or__, wanted), name) if wanted else None
 
     def attach(self, stack: ExitStack) -> None:
         """Put all hooks on; `stack` takes them off again."""
