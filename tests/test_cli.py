@@ -291,6 +291,7 @@ def test_what_is_left_out_of_a_question_file_stands_in_the_result(tmp_path):
     assert meta["image_aspect_ratio"] == "pad"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_convert_writes_the_other_format_and_a_sweep_runs_on_it_alike(tmp_path):
     def accuracies(name, *arguments):

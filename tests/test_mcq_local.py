@@ -198,6 +198,7 @@ def test_data_are_checked_before_the_model_when_a_local_task_is_asked_for(files,
         check(arguments)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_interface_answers_like_the_sweep(files):
     """Chat and simple, one process and two; and as the sweep of the same file at the same budget."""

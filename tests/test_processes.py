@@ -106,6 +106,7 @@ def test_a_document_that_cannot_be_answered_ends_all_processes(tmp_path):
     assert not list(tmp_path.rglob("*_results.json"))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_process_killed_on_another_node_ends_the_run(tmp_path):
     """torchrun tells no other node, and lmms-eval exits with 0 where a collective fails."""
