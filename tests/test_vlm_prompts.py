@@ -231,10 +231,10 @@ def test_tile_limits_bound_a_pictures_tiles(folder_of):
         (
             "qwen2_5_vl",
             {"min_patches": 2},
-            "min_patches is given, but a qwen2_5_vl has no such limit: it takes min",
+            "min_patches is given, but qwen2_5_vl has no such limit: it takes min",
         ),
-        ("internvl", {"max_pixels": 2}, "max_pixels is given, but a internvl has no such limit"),
-        ("mistral3", {"max_pixels": 2}, "a mistral3 has no such limit: it takes none"),
+        ("internvl", {"max_pixels": 2}, "max_pixels is given, but internvl has no such limit"),
+        ("mistral3", {"max_pixels": 2}, "but mistral3 has no such limit: it takes none"),
         ("qwen2_5_vl", {"max_pixels": 1000}, "min_pixels is 200704, but max_pixels is 1000: give both"),
         ("qwen3_vl", {"image_aspect_ratio": "pad"}, "a qwen3_vl takes its own preparation only"),
     ],
@@ -283,6 +283,6 @@ def test_a_picture_that_cannot_be_resized_is_named(folder_of):
 
 def test_a_template_of_llavas_is_refused_before_any_document(folder_of):
     loaded = load(str(folder_of("internvl")))
-    with pytest.raises(InputError, match="conv_template is 'vicuna_v1', but a internvl takes its own chat template"):
+    with pytest.raises(InputError, match="conv_template is 'vicuna_v1', but internvl takes its own chat template"):
         PrunedLlava(*loaded, template="vicuna_v1")
     assert PrunedLlava(*loaded, template="hf").template == "hf"

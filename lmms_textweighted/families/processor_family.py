@@ -53,7 +53,7 @@ class ProcessorFamily(TransformersFamily):
         if name != "hf":
             kind = self.model.config.model_type
             raise InputError(
-                f"conv_template is {name!r}, but a {kind} takes its own chat template only: give hf, or leave it out"
+                f"conv_template is {name!r}, but {kind} takes its own chat template only: give hf, or leave it out"
             )
 
     # Loading.
@@ -75,7 +75,7 @@ class ProcessorFamily(TransformersFamily):
         for name in given:
             if name not in cls.limits:
                 takes = " and ".join(cls.limits) or "none"
-                raise InputError(f"{name} is given, but a {config['model_type']} has no such limit: it takes {takes}")
+                raise InputError(f"{name} is given, but {config['model_type']} has no such limit: it takes {takes}")
         model_class = getattr(transformers, cls.models[config["model_type"]])
         model, processor = load_transformers(model_class, pretrained, folder, options)
         if not getattr(processor, "chat_template", None):
