@@ -205,21 +205,33 @@ def language_loss(
                 position_ids=positions,
                 position_embeddings=rotary,
             )
-    logits, target = read_tokens(model, hidden[:, start:], batch.labels)
+    read = hidden[:, start:], words[:, start:], letters[:, start:]
+    loss, report, right, _ = answer_loss(model, reader, read, batch.labels, batch.words, batch.letters, settings)
+    return loss, {**report, "first_token": float(right.mean())}
+
+
+def answer_loss(
+    model: Any,
+    reader: Readers,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    labels: torch.Tensor,
+    words: torch.Tensor,
+    letters: torch.Tensor,
+    settings: StageSettings,
+) -> tuple[torch.Tensor, dict[str, float], torch.Tensor, torch.Tensor]:
+    """states: the text's after the last layer, WORD_LAYER and LETTER_LAYER -> (loss, its parts, which of the answers'
+    first tokens are right as 0 or 1, those tokens)."""
+    last, at_word, at_letters = states
+    logits, target = read_tokens(model, last, labels)
     loss = F.cross_entropy(logits, target)
-    word_logits, word_target = read_tokens(model, words[:, start:], batch.words)
-    word_loss = F.cross_entropy(word_logits, word_target)
-    chosen = batch.letters >= 0
-    letter_logits = reader.letters(language.norm(letters[:, start:][chosen])).float()
-    letter_loss = F.cross_entropy(letter_logits, batch.letters[chosen])
-    first = batch.words[batch.labels >= 0] >= 0  # the answers' first tokens
-    report = {
-        "loss": loss.item(),
-        "word_loss": word_loss.item(),
-        "letter_loss": letter_loss.item(),
-        "first_token": float((logits.argmax(-1) == target)[first].float().mean()),
-    }
-    return loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss, report
+    word_loss = F.cross_entropy(*read_tokens(model, at_word, words))
+    chosen = letters >= 0
+    letter_logits = reader.letters(model.model.language_model.norm(at_letters[chosen])).float()
+    letter_loss = F.cross_entropy(letter_logits, letters[chosen])
+    first = words[labels >= 0] >= 0  # the answers' first tokens
+    report = {"loss": loss.item(), "word_loss": word_loss.item(), "letter_loss": letter_loss.item()}
+    total = loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss
+    return total, report, (logits.argmax(-1) == target)[first].float(), target[first]
 
 
 def read_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,16 +314,7 @@ def run_stage(
         if name not in TIED_STAGES:
             modules.append(model.lm_head)
     parameters = [(key, value) for module in modules for key, value in module.named_parameters()]
-    matrices = [value for key, value in parameters if value.ndim == 2 and ("_proj." in key or ".fc" in key)]
-    chosen = {id(value) for value in matrices}
-    others = [value for _, value in parameters if id(value) not in chosen]
-    optimizers: list[Any] = [
-        torch.optim.Muon(matrices, lr=settings.muon, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-    schedules: list[Any] = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, settings)) for o in optimizers
-    ]
+    optimizers, schedules = make_optimizers(parameters, ("_proj.", ".fc"), settings)
     if partial.exists():
         state = _load(partial, model, reader)
         first = state["step"]
@@ -331,12 +334,7 @@ def run_stage(
             else:
                 blind = torch.from_numpy(rng.random(settings.pictures) < settings.blind).to(device)
                 loss, report = language_loss(model, reader, batch, settings, blind)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([value for _, value in parameters], 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+        update(loss, parameters, optimizers, schedules)
         if (step + 1) % 20 == 0:
             line_data: dict[str, Any] = {"stage": name, "step": step + 1, **{k: round(v, 4) for k, v in report.items()}}
             line_data["seconds_per_step"] = round((time.perf_counter() - began) / (step + 1 - first), 3)
@@ -354,6 +352,34 @@ def run_stage(
                 },
                 partial,
             )
+
+
+def make_optimizers(
+    parameters: list[tuple[str, nn.Parameter]], hidden: tuple[str, ...], settings: StageSettings
+) -> tuple[list[Any], list[Any]]:
+    """(optimizers, their schedules): Muon for matrices whose name has a part of `hidden`, AdamW for all else."""
+    matrices = [value for key, value in parameters if value.ndim == 2 and any(part in key for part in hidden)]
+    chosen = {id(value) for value in matrices}
+    others = [value for _, value in parameters if id(value) not in chosen]
+    optimizers: list[Any] = [
+        torch.optim.Muon(matrices, lr=settings.muon, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+    return optimizers, [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, settings)) for o in optimizers
+    ]
+
+
+def update(
+    loss: torch.Tensor, parameters: list[tuple[str, nn.Parameter]], optimizers: list[Any], schedules: list[Any]
+) -> None:
+    """One step down the loss, with its gradient's norm at most 1."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([value for _, value in parameters], 1.0)
+    for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def learning_rate(step: int, settings: StageSettings) -> float:

@@ -41,10 +41,11 @@ from lmms_textweighted.tiny.train import (
     WORD_LAYER,
     Readers,
     StageSettings,
+    answer_loss,
     image_features,
-    learning_rate,
+    make_optimizers,
     packed_masks,
-    read_tokens,
+    update,
 )
 
 CHATML = Wording("<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
@@ -219,25 +220,12 @@ def language_loss(
         if number < len(deepstack):
             seen = hidden[:, prefix:start] + deepstack[number].to(hidden.dtype)
             hidden = torch.cat([hidden[:, :prefix], seen, hidden[:, start:]], dim=1)
-    logits, target = read_tokens(model, hidden[:, start:], labels)
-    loss = F.cross_entropy(logits, target)
-    word_logits, word_target = read_tokens(model, at_word[:, start:], words)
-    word_loss = F.cross_entropy(word_logits, word_target)
-    marked = letters >= 0
-    letter_logits = reader.letters(language.norm(at_letters[:, start:][marked])).float()
-    letter_loss = F.cross_entropy(letter_logits, letters[marked])
-    first = words[labels >= 0] >= 0
-    right = (logits.argmax(-1) == target)[first].float()
+    read = hidden[:, start:], at_word[:, start:], at_letters[:, start:]
+    loss, report, right, answered = answer_loss(model, reader, read, labels, words, letters, settings)
     spoken = torch.tensor(tokenizer.convert_tokens_to_ids([f"Ġ{letter}" for letter in questions.LETTERS]))
-    asked = torch.isin(target[first], spoken)
-    report = {
-        "loss": loss.item(),
-        "word_loss": word_loss.item(),
-        "letter_loss": letter_loss.item(),
-        "letters_right": float(right[asked].mean()),
-        "words_right": float(right[~asked].mean()),
-    }
-    return loss + settings.word_weight * word_loss + settings.letter_weight * letter_loss, report
+    asked = torch.isin(answered, spoken)
+    shares = {"letters_right": float(right[asked].mean()), "words_right": float(right[~asked].mean())}
+    return loss, {**report, **shares}
 
 
 def train(output: Path, *, seed: int, only: str | None = None, stages: dict[str, StageSettings] = STAGES) -> None:
@@ -318,17 +306,7 @@ def _run_stage(
         "joint": [model, reader],
     }[name]
     parameters = [(key, value) for part in parts for key, value in part.named_parameters()]
-    hidden = ("_proj.", ".qkv.", ".proj.", "linear_fc")
-    matrices = [value for key, value in parameters if value.ndim == 2 and any(part in key for part in hidden)]
-    chosen = {id(value) for value in matrices}
-    others = [value for _, value in parameters if id(value) not in chosen]
-    optimizers: list[Any] = [
-        torch.optim.Muon(matrices, lr=settings.muon, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=settings.adamw, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
-    schedules: list[Any] = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, settings)) for o in optimizers
-    ]
+    optimizers, schedules = make_optimizers(parameters, ("_proj.", ".qkv.", ".proj.", "linear_fc"), settings)
     began, sums, counted = time.perf_counter(), dict[str, float](), dict[str, int]()
     for step in range(settings.steps):
         rng = np.random.default_rng([*seed, step])
@@ -345,12 +323,7 @@ def _run_stage(
                 )
                 if name == "joint":
                     loss = loss + 0.1 * reader.patch_loss(features, pictures.labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([value for _, value in parameters], 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+        update(loss, parameters, optimizers, schedules)
         for key, value in report.items():
             sums[key], counted[key] = sums.get(key, 0.0) + value, counted.get(key, 0) + 1
         if (step + 1) % 20 == 0:
