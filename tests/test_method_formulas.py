@@ -195,7 +195,7 @@ SCORERS = [
     Hierarchy(),
     Coverage(),
     QuotaOfRuns(),
-    QuotaOfRuns("spread"),
+    QuotaOfRuns(surplus="spread"),
     LocalAndGlobal(),
 ]
 

@@ -129,7 +129,7 @@ SCORERS: dict[str, Scorer] = {
         HIPRUNE.scorer,
         SCOPE.scorer,
         HOLOV.scorer,
-        QuotaOfRuns("spread"),
+        QuotaOfRuns(surplus="spread"),
         LOCAL_AND_GLOBAL,
         UNIFORM_GRID.scorer,
         POOL.scorer,

@@ -25,9 +25,9 @@ import torch
 from torch.nn.functional import normalize
 
 from lmms_textweighted.engine.groups import as_choice, groups_by_image
-from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, Scorer, Seen, given_tower
-from lmms_textweighted.engine.tower import FEATURES, TowerReads
+from lmms_textweighted.engine.scoring import Choice, Leaving, Merged
 from lmms_textweighted.errors import PlanError, unknown
+from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.placed import BeforeTheModel
 
 RUNS = 16
@@ -69,7 +69,7 @@ def quotas(scores: torch.Tensor, sizes: list[int], keep: int, spread: bool) -> l
 
 
 @dataclass(frozen=True)
-class QuotaOfRuns(Scorer):
+class QuotaOfRuns(ClassAttention):
     """HoloV's choice; scores are c. surplus: what becomes of quotas above a run's size.
 
     Raises PlanError for another name than those of SURPLUS.
@@ -77,20 +77,11 @@ class QuotaOfRuns(Scorer):
 
     surplus: str = "zeros"
     name: str = field(init=False)
-    reads: Rows = Rows.NONE
 
     def __post_init__(self) -> None:
         if self.surplus not in SURPLUS:
             raise PlanError(unknown("surplus", self.surplus, SURPLUS))
         object.__setattr__(self, "name", "holov" if self.surplus == "zeros" else f"holov_{self.surplus}")
-
-    @property
-    def tower_reads(self) -> TowerReads:
-        return TowerReads(class_rows=(FEATURES,))
-
-    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = given_tower(self, seen).class_row()
-        return scores, scores[:0]
 
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.hidden[leaving.image].float()

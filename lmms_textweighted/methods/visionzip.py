@@ -27,8 +27,9 @@ import torch
 from torch.nn.functional import normalize
 
 from lmms_textweighted.engine.groups import as_choice, groups_by_image
-from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, Scorer, Seen, given_tower, top_tokens
+from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, given_tower, top_tokens
 from lmms_textweighted.engine.tower import FEATURES, TowerReads
+from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.placed import BeforeTheModel
 
 
@@ -38,19 +39,14 @@ def contextual_count(budget: int) -> int:
 
 
 @dataclass(frozen=True)
-class DominantAndContextual(Scorer):
+class DominantAndContextual(ClassAttention):
     """VisionZip's choice, with its merging."""
 
     name: str = "visionzip"
-    reads: Rows = Rows.NONE
 
     @property
     def tower_reads(self) -> TowerReads:
         return TowerReads(class_rows=(FEATURES,), keys=(FEATURES,), vectors=True, class_vector=True)
-
-    def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = given_tower(self, seen).class_row()
-        return scores, scores[:0]
 
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)

@@ -7,7 +7,8 @@ import inspect
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def verify_run(path: Path, *, share: float, seed: int) -> Verdict:
     for name, samples in logged.items():
         for line in _aggregates(tasks[name], name, data, samples, verdict):
             verdict.differences.append(line)
-    recorded = _provenance(logged.values())
+    recorded = _provenance(lines for samples in logged.values() for lines in samples.values())
     if not recorded:
         verdict.unchecked.append("weights: every answer came from a cache, which does not record them")
     numbers = {name: [number for task, number in chosen if task == name] for name in logged}
@@ -81,7 +82,7 @@ def verify_run(path: Path, *, share: float, seed: int) -> Verdict:
         for place, number in enumerate(numbers[name]):
             verdict.answers += 1
             _compare(f"{name}, document {number}", logged[name][number], made[place], verdict)
-    new = _provenance(here.values())
+    new = _provenance(chain.from_iterable(here.values()))
     if recorded and new:
         compare_models(recorded["model"], new["model"], verdict)
         compare_software(recorded, new, verdict)
@@ -239,12 +240,7 @@ def _as_read(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 
 
-def _provenance(groups: Any) -> dict[str, Any]:
+def _provenance(documents: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
     """Of the first sample that has it; empty where none has."""
-    for group in groups:
-        for samples in group.values() if isinstance(group, dict) else group:
-            for sample in samples:
-                for counts in sample.get("token_counts") or []:
-                    if counts and "provenance" in counts:
-                        return dict(counts["provenance"])
-    return {}
+    counted = (counts for sample in chain.from_iterable(documents) for counts in sample.get("token_counts") or [])
+    return next((counts["provenance"] for counts in counted if counts and "provenance" in counts), {})
