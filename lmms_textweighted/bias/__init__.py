@@ -1,0 +1,1 @@
+"""Where methods look: what kept tokens follow besides content."""

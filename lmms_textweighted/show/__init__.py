@@ -1,0 +1,1 @@
+"""Which tokens stayed: a picture and a question under several strategies."""
