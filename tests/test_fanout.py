@@ -37,6 +37,14 @@ def assert_equals_prune(model, inputs, scorer, layer, budgets, count=5, seed=0):
         (stage,) = document.stages
         assert positions.tolist() == stage.kept.tolist()
         torch.testing.assert_close(prefix.scores[SCORERS[scorer]], stage.scores, atol=1e-6, rtol=0)
+        said = prefix.stage(SCORERS[scorer], budget)
+        assert (said.layer, said.kept.tolist(), said.candidates.tolist(), said.text.tolist()) == (
+            stage.layer,
+            stage.kept.tolist(),
+            stage.candidates.tolist(),
+            stage.text.tolist(),
+        )
+        torch.testing.assert_close(said.text_weights, stage.text_weights, atol=1e-6, rtol=0)
         assert continuation.tokens == tokens
         total = budget * len(prefix.layout.image_sizes[0])
         assert row_lengths(prefix, document.shape, total) == (document.lengths, document.image_lengths)

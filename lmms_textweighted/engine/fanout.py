@@ -29,6 +29,7 @@ from lmms_textweighted.engine.prefill import image_ranks, positions_of, read, ro
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import Rows, Scorer, Seen, choose_tokens, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end
+from lmms_textweighted.engine.trace import StageTrace
 from lmms_textweighted.errors import PlanError
 
 
@@ -57,7 +58,8 @@ def can_share(plan: Plan) -> bool:
 class Prefix:
     """One prompt, run once. hidden: [1, S, D] after the pruning layer. phases: the rotary ones, [1, S, D] each, of
     all layers. following: the position of the first generated token, which is not S where pictures have several axes
-    (M-RoPE). deepstack: the features that the first layers add. scores: of each scorer asked for, [I]."""
+    (M-RoPE). deepstack: the features that the first layers add. scores: of each scorer asked for, [I]. read: the
+    positions of the tokens whose rows it read, and their weights; nothing of a scorer that reads none."""
 
     layer: int
     layout: Layout
@@ -67,6 +69,7 @@ class Prefix:
     deepstack: Deepstack | None
     cache: DynamicCache
     scores: dict[Scorer, torch.Tensor] = field(default_factory=dict)
+    read: dict[Scorer, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def image(self) -> torch.Tensor:
@@ -80,6 +83,19 @@ class Prefix:
             return self.image
         chosen, _ = choose_tokens(self.scores[scorer], sizes, lambda size: min(size, budget), keep_scope)
         return self.image[chosen]
+
+    def stage(self, scorer: Scorer, budget: int, keep_scope: str = "image") -> StageTrace:
+        """What a pruned prefill's trace says of such a choice. Nothing was timed or counted."""
+        nothing = self.image[:0]
+        rows, weights = self.read.get(scorer, (nothing, nothing.float()))
+        return StageTrace(
+            layer=self.layer,
+            kept=self.keep(scorer, budget, keep_scope),
+            candidates=self.image,
+            scores=self.scores[scorer],
+            text=rows,
+            text_weights=weights,
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ def run_prefix(
     following: list[int] = []
     features: list[Deepstack | None] = []
     scores: dict[Scorer, torch.Tensor] = {}
+    rows_of: dict[Scorer, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def locate(module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden = kwargs.get("inputs_embeds")
@@ -157,8 +174,9 @@ def run_prefix(
             if scorer.reads is not Rows.NONE and len(image):
                 rows = rows_read(scorer.reads, layout, 0, image, text)
                 attention, flat = read(scorer, query[0], key[0], rows, layout.valid[0], scaling)
-                found, _ = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
+                found, weights = scorer.score(seen(scorer, image, rows, text, attention=attention, keys=flat))
                 scores[scorer] = found.to(layout.image.device)
+                rows_of[scorer] = rows.to(layout.image.device), weights.to(layout.image.device)
 
     cache = DynamicCache(config=decoder.config)
     with contextlib.ExitStack() as stack:
@@ -169,7 +187,7 @@ def run_prefix(
         stack.enter_context(contextlib.suppress(_Stopped))
         model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
     hidden, phases = caught[0]
-    return Prefix(layer, layouts[0], hidden, phases, following[0], features[0], cache, scores)
+    return Prefix(layer, layouts[0], hidden, phases, following[0], features[0], cache, scores, rows_of)
 
 
 def _following(positions: torch.Tensor | None, layout: Layout) -> int:

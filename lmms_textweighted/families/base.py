@@ -12,6 +12,7 @@ from transformers import BatchFeature
 
 from lmms_textweighted.engine.splice import Splice
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.families.pictured import Pictured
 from lmms_textweighted.families.written import Written
 from lmms_textweighted.prompts import IMAGE_TAG
 
@@ -121,6 +122,14 @@ class Family(ABC):
     def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
         """While open, the model takes what such a processor prepares. Raises InputError likewise."""
         return nullcontext(self.smaller_processor(self.processor, tokens))
+
+    def pictured(self, processor: Any, inputs: BatchFeature, sizes: Sequence[tuple[int, int]]) -> list[Pictured]:
+        """Each picture of a batch as the tower is given it, and where its tokens lie, in the order of the prompts.
+
+        processor, inputs: what prepared the batch, and what it made of it. sizes: (width, height) of the pictures that
+        it was given. Raises InputError where that is not known.
+        """
+        raise InputError(f"where the image tokens of a {type(self.model).__name__} lie in the picture is not known")
 
     # How prompts become tokens.
 

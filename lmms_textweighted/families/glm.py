@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from transformers import BatchFeature
 
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.image_tokens import TransformersSplice
+from lmms_textweighted.families.pictured import Pictured, merged_pictures
 from lmms_textweighted.families.processor_family import ProcessorFamily
 
 
@@ -39,3 +42,6 @@ class Glm4vFamily(ProcessorFamily):
     @classmethod
     def splice(cls, model: Any) -> GlmSplice:
         return GlmSplice(model)
+
+    def pictured(self, processor: Any, inputs: BatchFeature, sizes: Sequence[tuple[int, int]]) -> list[Pictured]:
+        return merged_pictures(self.model.config.vision_config, inputs, sizes)

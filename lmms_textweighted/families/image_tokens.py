@@ -106,7 +106,7 @@ class RunSplice(TransformersSplice):
     """A picture is one unbroken run of image tokens: each is fenced by tokens of its own, whatever its tiles are."""
 
     def _divided(self, ids: torch.Tensor, image: torch.Tensor) -> list[tuple[int, ...]]:
-        return [tuple(length for _, length in _runs(row)) for row in image]
+        return [tuple(length for _, length in runs(row)) for row in image]
 
 
 class TiledSplice(TransformersSplice):
@@ -120,10 +120,10 @@ class TiledSplice(TransformersSplice):
         rows = []
         for row, places in zip(ids.tolist(), image, strict=True):
             sizes, open_tokens = [], 0
-            runs = _runs(places)
-            for start, length in runs:
+            found = runs(places)
+            for start, length in found:
                 open_tokens += length
-                if start and row[start - 1] == row[runs[-1][0] - 1]:
+                if start and row[start - 1] == row[found[-1][0] - 1]:
                     sizes.append(open_tokens)
                     open_tokens = 0
             if open_tokens:
@@ -132,7 +132,7 @@ class TiledSplice(TransformersSplice):
         return rows
 
 
-def _runs(places: torch.Tensor) -> list[tuple[int, int]]:
+def runs(places: torch.Tensor) -> list[tuple[int, int]]:
     """(start, length) of each run of True in a bool [S]."""
     steps = torch.diff(places.int(), prepend=places.new_zeros(1).int(), append=places.new_zeros(1).int())
     starts, ends = (steps == 1).nonzero().flatten().tolist(), (steps == -1).nonzero().flatten().tolist()

@@ -22,7 +22,9 @@ from lmms_textweighted.families.base import IMAGE_TAG_ID, Pieces
 from lmms_textweighted.families.downsample import smaller_pictures, smaller_processor
 from lmms_textweighted.families.images import LlavaImageProcessor, plain_image_processor
 from lmms_textweighted.families.liuhaotian.checkpoint import VOCABULARY_KEY, trained_template
+from lmms_textweighted.families.llava_pictures import llava_pictures
 from lmms_textweighted.families.loading import Loaded, LoadOptions
+from lmms_textweighted.families.pictured import Pictured
 from lmms_textweighted.families.pieces import check_offsets, llava_pieces, padded
 from lmms_textweighted.families.transformers_family import TransformersFamily, load_transformers
 from lmms_textweighted.prompts import DEFAULT_TEMPLATE, IMAGE_TAG
@@ -73,6 +75,9 @@ class LlavaFamily(TransformersFamily):
 
     def smaller_pictures(self, tokens: int) -> AbstractContextManager[None]:
         return smaller_pictures(self.model, tokens)
+
+    def pictured(self, processor: Any, inputs: BatchFeature, sizes: Sequence[tuple[int, int]]) -> list[Pictured]:
+        return llava_pictures(self.model.config, processor, inputs, sizes) if sizes else []
 
     def encode(
         self, processor: Any, prompts: Sequence[str], images: Sequence[Sequence[Any]], template: str

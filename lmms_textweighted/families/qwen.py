@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from transformers import BatchFeature
+
 from lmms_textweighted.errors import InputError, first_line
+from lmms_textweighted.families.pictured import Pictured, merged_pictures
 from lmms_textweighted.families.processor_family import ProcessorFamily
 
 
@@ -27,6 +30,9 @@ class Qwen25VlFamily(ProcessorFamily):
 
     def prepared(self, pictures: Sequence[Any]) -> list[Any]:
         return [self._resized(picture) for picture in pictures]
+
+    def pictured(self, processor: Any, inputs: BatchFeature, sizes: Sequence[tuple[int, int]]) -> list[Pictured]:
+        return merged_pictures(self.model.config.vision_config, inputs, sizes)
 
     def _resized(self, picture: Any, **limits: int) -> Any:
         from qwen_vl_utils import fetch_image  # torchvision comes with it

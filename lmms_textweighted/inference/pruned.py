@@ -104,6 +104,13 @@ class PrunedLlava:
         """The same model with pictures prepared in another way. Raises InputError where it cannot take them."""
         return replace(self, processor=self.family.processor_for(image_aspect_ratio))
 
+    def processor_for(self, image_aspect_ratio: str | None = None) -> Any:
+        """What prepares a batch: pictures have the plan's size. Raises InputError where the model cannot take them."""
+        processor = self.family.processor_for(image_aspect_ratio)
+        if self.plan.picture is not None:
+            processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
+        return processor
+
     def encode(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -117,9 +124,7 @@ class PrunedLlava:
         Raises PromptError for a prompt that cannot be used: longer than the model's context, or tags and pictures that
         disagree; InputError when a stated length is not the input's.
         """
-        processor = self.family.processor_for(image_aspect_ratio)
-        if self.plan.picture is not None:
-            processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
+        processor = self.processor_for(image_aspect_ratio)
         conversations = [self._whole(messages) for messages in conversations]
         prompts, images = [], []
         for row, messages in enumerate(conversations):

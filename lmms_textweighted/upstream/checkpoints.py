@@ -83,13 +83,26 @@ def _rope() -> bool:
     return llava().config.get_text_config().to_dict()["rope_parameters"]["rope_theta"] > 0
 
 
-@CHECKPOINTS("modeling_llava_next.get_anyres_image_grid_shape, unpad_image", "families.liuhaotian.processing")
+@CHECKPOINTS(
+    "modeling_llava_next.get_anyres_image_grid_shape, unpad_image",
+    "families.liuhaotian.processing, families.llava_pictures",
+)
 def _grid() -> bool:
     import torch
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
     shape = tuple(get_anyres_image_grid_shape((10, 20), [[8, 16], [16, 8]], 8))
     return shape == (1, 2) and unpad_image(torch.empty(1, 4, 4), (10, 20)).shape == (1, 2, 4)
+
+
+@CHECKPOINTS(
+    "image_processing_got_ocr2.get_optimal_tiled_canvas((height, width), tile, least, most): (columns, rows)",
+    "families.internvl",
+)
+def _tiles() -> bool:
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+    return tuple(get_optimal_tiled_canvas((10, 20), (8, 8), 1, 4)) == (2, 1)
 
 
 @CHECKPOINTS("image_processing_utils.select_best_resolution((height, width), [(height, width), …])", "families.images")

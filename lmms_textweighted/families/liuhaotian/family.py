@@ -14,6 +14,8 @@ from lmms_textweighted.families.liuhaotian.checkpoint import trained_template
 from lmms_textweighted.families.liuhaotian.processing import LiuhaotianProcessor, PlaceholderProcessor, TagProcessor
 from lmms_textweighted.families.liuhaotian.splice import LlavaSplice, is_llava_package_model
 from lmms_textweighted.families.llava import LlavaFamily
+from lmms_textweighted.families.llava_pictures import package_pictures
+from lmms_textweighted.families.pictured import Pictured
 from lmms_textweighted.families.pieces import check_offsets, llava_pieces
 
 
@@ -69,6 +71,10 @@ class PackageFamily(LiuhaotianFamily):
     @property
     def shows_image_lengths(self) -> bool:
         return self.tokens_per_image is not None
+
+    def pictured(self, processor: Any, inputs: BatchFeature, sizes: Sequence[tuple[int, int]]) -> list[Pictured]:
+        side = self.model.get_vision_tower().num_patches_per_side
+        return package_pictures(self.model.config, side, processor, inputs, sizes) if sizes else []
 
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
         tags = ids == IMAGE_TAG_ID
