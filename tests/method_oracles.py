@@ -515,6 +515,61 @@ def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
     return decision
 
 
+def wide_attention(view: View) -> dict[int, float]:
+    """The class token's row in the layer behind the features', all heads as one."""
+    tower = view.tower
+    assert tower is not None
+    return {
+        k: score
+        for picture, image in enumerate(view.images)
+        if image
+        for k, score in zip(image, tower.wide_scores(picture, tower.feature + 1), strict=True)
+    }
+
+
+def prumerge_places(order: list[int], budget: int) -> list[int]:
+    """PruMerge+: favourites and then the grid, `budget` patches in all."""
+    size = len(order)
+    for count in range(budget, 0, -1):
+        step = int(int(size / count) / 3)
+        if step < 1 or len({*order[:count], *range(0, size - 1, step)}) > budget:
+            continue
+        # This step it is, and its smallest number of favourites; more of them fill up.
+        count = min(n for n in range(1, count + 1) if int(int(size / n) / 3) == step)
+        while len({*order[:count], *range(0, size - 1, step)}) < budget:
+            count += 1
+        return order[:count] + [k for k in range(0, size - 1, step) if k not in order[:count]]
+    return order[:budget]
+
+
+def prumerge_set(view: View, keep: Sequence[int], grid: bool, paper: bool) -> Decision:
+    tower, scores = view.tower, wide_attention(view)
+    assert tower is not None
+    decision = Decision([], scores=scores)
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        if budget in (0, len(image)):
+            decision.kept.append(image[:budget])
+            continue
+        a, features = [scores[k] for k in image], tower.features(picture)
+        keys = np.concatenate(tower.keys[tower.feature + 1][picture], axis=-1)[1:]
+        order, count = highest(a, len(image)), budget if paper else budget - 1
+        chosen = prumerge_places(order, count) if grid else order[:count]
+        for i in chosen:
+            others = [j for j in range(len(image)) if j != i]
+            near = sorted(others, key=lambda j, i=i: (-cosine(keys[i], keys[j]), j))[:32]
+            total = sum((a[j] * features[j] for j in near), a[i] * features[i] if paper else features[i])
+            decision.merged[image[i]] = [image[j] for j in (i, *near)]
+            decision.vectors[image[i]] = tower.project(total / (a[i] + sum(a[j] for j in near)) if paper else total)
+        if paper:
+            decision.kept.append([image[i] for i in sorted(chosen)])
+            continue
+        left = [i for i in range(len(image)) if i not in chosen]
+        decision.merged[image[left[0]]] = [image[i] for i in left]
+        decision.vectors[image[left[0]]] = tower.project(sum(a[i] * features[i] for i in left))
+        decision.kept.append([image[i] for i in (*chosen, left[0])])
+    return decision
+
+
 def vscan_set(view: View, keep: Sequence[int]) -> Decision:
     assert view.tower is not None
     scores = class_attention(view)
@@ -587,6 +642,10 @@ ORACLES: dict[str, Oracle] = {
     "scope": scope_set,
     "holov": lambda view, keep: holov_set(view, keep, spread=False),
     "holov_spread": lambda view, keep: holov_set(view, keep, spread=True),
+    "prumerge": lambda view, keep: prumerge_set(view, keep, grid=False, paper=False),
+    "prumerge_paper": lambda view, keep: prumerge_set(view, keep, grid=False, paper=True),
+    "prumerge_plus": lambda view, keep: prumerge_set(view, keep, grid=True, paper=False),
+    "prumerge_plus_paper": lambda view, keep: prumerge_set(view, keep, grid=True, paper=True),
     "uniform_grid": uniform_grid_set,
     "pool": pool_set,
 }

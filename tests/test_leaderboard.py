@@ -45,7 +45,7 @@ from lmms_textweighted.leaderboard.geometry import Geometry, VisionShape, Window
 from lmms_textweighted.leaderboard.results import ACTING, cached_answers, done
 from lmms_textweighted.leaderboard.runner import LOG, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, Part, read_matrix
-from lmms_textweighted.methods import SCORERS, find_method, make_plan, method_names, preset_names
+from lmms_textweighted.methods import SCORERS, find_method, make_plan, method_names, paper_variants, preset_names
 from lmms_textweighted.methods.budget import LLAVA_15_7B
 from lmms_textweighted.parallel.locks import run_lock
 from lmms_textweighted.paths import config_names, data_folder
@@ -84,7 +84,7 @@ def test_the_standard_set_is_expanded_to_one_command_a_method_and_budget():
     ]
     layers = {run.method: run.settings.plan().stages[0].layer for run in runs if run.settings.plan().stages}
     assert (layers["fastv_k2"], layers["fastv"], layers["random"]) == (1, 2, 2)
-    known = {*method_names(), *preset_names()}
+    known = {*method_names(), *preset_names()} - {*paper_variants()}
     assert known <= {run.method for run in runs}, "a method or a paper's setting is not in the ready leaderboard"
     assert runs[0].settings.plan() == NONE
     words = command(runs[3])
@@ -668,7 +668,7 @@ def test_the_ready_leaderboards_have_every_method_and_every_preset_that_the_mode
     for run in runs:
         run.settings.plan(geometry).check(depth, 576)
     counts = {run.method: [str(one.budget) for one in runs if one.method == run.method] for run in runs}
-    assert set(counts) == {*method_names(), *(preset_names() if depth == 32 else ())}
+    assert set(counts) == {*method_names(), *(preset_names() if depth == 32 else ())} - {*paper_variants()}
     asked = [str(budget) for budget in matrix.budgets]
     takes = [method for method in counts if find_method(method).takes_budget]
     assert all(set(asked) <= set(counts[method]) for method in takes)
@@ -682,11 +682,11 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     said = capsys.readouterr().out
     assert "214,354" in said
     assert "44,289" in said  # SEED-Bench's pictures: 14,233 questions with one, 3,757 with eight
-    assert "166 runs, 45,294,926 documents" in said
     assert "at 8e+14 FLOP/s and 1e+12 bytes/s" in said
     assert "Arithmetic, not a measurement" in said
     commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b ")]
     runs = expand(read_matrix("llava15-7b"), output=Path("board"))
+    assert f"{len(runs)} runs, {len(runs) * 272_861:,} documents" in said
     assert commands == [shell_line(run, launcher) for run in runs]
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="unknown task 'gqqa': did you mean 'gqa'"):
@@ -786,7 +786,8 @@ def test_qwens_leaderboard_has_every_method_and_fits_into_80_columns(monkeypatch
     runs = expand(read_matrix("qwen25-vl-7b"), output=Path("out"))
     assert len(runs) == commands.count("-m lmms_eval") == len([line for line in table if line.endswith("missing│")])
     clip_only = {"downsample", "fastervlm", "visionzip", "vispruner", "hiprune", "scope", "holov", "vscan"}
-    assert {run.settings.strategy for run in runs} == {*method_names()} - clip_only
+    clip_only |= {"prumerge", "prumerge_plus"}
+    assert {run.settings.strategy for run in runs} == {*method_names()} - clip_only - {*paper_variants()}
     assert "--model llava_textweighted --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,strategy=none" in commands
 
 

@@ -24,6 +24,7 @@ from lmms_textweighted.methods.grid import Pool, UniformGrid, grid_cells
 from lmms_textweighted.methods.himap import HIMAP, CutOff, HiMAP, ImageColumnSums
 from lmms_textweighted.methods.hiprune import Hierarchy
 from lmms_textweighted.methods.holov import QuotaOfRuns
+from lmms_textweighted.methods.prumerge import PrunedAndMerged, outliers
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
 from lmms_textweighted.methods.scope import Coverage
@@ -196,6 +197,7 @@ SCORERS = [
     Coverage(),
     QuotaOfRuns(),
     QuotaOfRuns(surplus="spread"),
+    *(PrunedAndMerged(grid, mean) for grid in (False, True) for mean in (False, True)),
     LocalAndGlobal(),
 ]
 
@@ -332,6 +334,59 @@ def test_pyramiddrop_of_another_budget_keeps_its_form():
     counts = [stage.keep(576, 576) for stage in stages]
     assert counts == [145, 36, 9]
     assert (576 + sum(counts)) / 4 == pytest.approx(192, abs=1)
+
+
+# PruMerge.
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5, 16, 33, 64, 128, 192, 300, 575])
+@pytest.mark.parametrize("mean", [False, True])
+def test_prumerge_plus_has_its_budget_with_a_grid_that_leaves_out_the_last_patch(keep, mean):
+    view = make_view((576,), 1, seed=keep)
+    found, scores = choose(PrunedAndMerged(grid=True, mean=mean), view, (keep,))
+    (kept,) = found.kept
+    assert len(kept) == len(set(kept)) == keep
+    order = highest(scores.tolist(), 576)
+    patches = [k - view.image[0] for k in kept][: keep if mean else -1]
+    favourites = next((n for n in range(1, keep + 1) if set(order[:n]) - set(patches)), keep + 1) - 1
+    grid = sorted(set(patches) - set(order[:favourites]))
+    assert 575 not in grid
+    steps = {int(int(576 / n) / 3) for n in range(1, favourites + 1)} - {0}
+    assert not grid or any(set(range(0, 575, step)) <= set(patches) for step in steps)
+
+
+def outliers_by_hand(scores: Sequence[float]) -> int:
+    first, third = np.percentile(np.array(scores), [25, 75])
+    return sum(score > third + 1.5 * (third - first) for score in scores)
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_prumerges_own_count_is_that_of_the_outliers(grid):
+    """The authors' procedure, written out: favourites by falling attention, the grid, and one more token."""
+    scorer = PrunedAndMerged(grid=grid, adaptive=True)
+    for seed in range(6):
+        view = make_view((576,), 1, seed)
+        if seed == 5:
+            view.tower.queries[-1][0][:] = 0  # no outlier at all
+        found, scores = choose(scorer, view, (576,))
+        order, count = highest(scores.tolist(), 576), outliers_by_hand(scores.tolist())
+        assert (count == 0) == (seed == 5)
+        expected = order[:count]
+        if grid:
+            expected = order[: max(1, count)]
+            step = max(1, int(int(576 / len(expected)) / 3))
+            expected = expected + [k for k in range(0, 575, step) if k not in expected]
+        assert [k - view.image[0] for k in found.kept[0]][:-1] == expected
+        assert outliers(scores) == count
+
+
+def test_a_budget_is_the_limit_of_prumerges_own_count():
+    view = make_view((576,), 1, seed=1)
+    scores = choose(PrunedAndMerged(), view, (8,))[1]
+    count = outliers_by_hand(scores.tolist())
+    for keep in (count - 3, count, count + 1, count + 9):
+        found = choose(PrunedAndMerged(adaptive=True), view, (keep,))[0]
+        assert len(found.kept[0]) == min(keep, count + 1)
 
 
 # SparseVLM.

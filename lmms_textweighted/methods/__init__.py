@@ -33,6 +33,7 @@ from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
 from lmms_textweighted.methods.hiprune import HIPRUNE
 from lmms_textweighted.methods.holov import HOLOV, QuotaOfRuns
 from lmms_textweighted.methods.presets import PRESETS
+from lmms_textweighted.methods.prumerge import PRUMERGE, PRUMERGE_PAPER, PRUMERGE_PLUS, PRUMERGE_PLUS_PAPER
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
@@ -62,11 +63,13 @@ __all__ = [
     "label_of",
     "make_plan",
     "method_names",
+    "paper_variants",
     "preset_names",
 ]
 
 ENTRY_POINTS = "lmms_textweighted.methods"
 DEFAULT_STRATEGY = "text_weighted"
+PAPER = "_paper"
 
 _OWN: tuple[Method, ...] = (
     TEXT_WEIGHTED,
@@ -91,6 +94,10 @@ _OWN: tuple[Method, ...] = (
     HIPRUNE,
     SCOPE,
     HOLOV,
+    PRUMERGE,
+    PRUMERGE_PAPER,
+    PRUMERGE_PLUS,
+    PRUMERGE_PLUS_PAPER,
     VSCAN,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
@@ -130,12 +137,25 @@ SCORERS: dict[str, Scorer] = {
         SCOPE.scorer,
         HOLOV.scorer,
         QuotaOfRuns(surplus="spread"),
+        PRUMERGE.scorer,
+        PRUMERGE_PAPER.scorer,
+        PRUMERGE_PLUS.scorer,
+        PRUMERGE_PLUS_PAPER.scorer,
         LOCAL_AND_GLOBAL,
         UNIFORM_GRID.scorer,
         POOL.scorer,
         RANDOM_ORDER,
     )
 }
+
+
+def paper_variants() -> dict[str, str]:
+    """Methods that do what a paper says where its authors' code, and so the method itself, does something else.
+
+    {the variant's name: the method's}.
+    """
+    names = {method.name for method in _OWN}
+    return {name: name.removesuffix(PAPER) for name in method_names() if name.removesuffix(PAPER) in names - {name}}
 
 
 @cache

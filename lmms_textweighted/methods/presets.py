@@ -23,6 +23,7 @@ from lmms_textweighted.methods.himap import HIMAP
 from lmms_textweighted.methods.hiprune import HIPRUNE
 from lmms_textweighted.methods.holov import HOLOV
 from lmms_textweighted.methods.placed import BeforeTheModel
+from lmms_textweighted.methods.prumerge import PRUMERGE, PRUMERGE_PLUS
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP, PyramidDrop
 from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM
@@ -159,6 +160,9 @@ PRESETS: tuple[Preset, ...] = (
     *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
     *before(SCOPE, 192, 128, 64),
     *before(HOLOV, 192, 128, 64),
+    # The authors' count is the picture's; these are the ones that others compare it at.
+    *before(PRUMERGE, 192, 128, 64, notes=("a fixed count",) * 3),
+    *before(PRUMERGE_PLUS, 192, 128, 64, notes=("a fixed count",) * 3),
     *(
         preset(VSCAN, str(mean), *VSCAN.stages(15, mean // 2, None), note=f"{3 * mean // 2}, then {mean // 2}")
         for mean in (192, 128, 64)
