@@ -303,6 +303,23 @@ GROUPS = (
             Bad(_EVAL + "attn_implementation=flex_attention", ("attn_implementation is 'flex_attention'",)),
             Bad(_EVAL + "loader=llava", ("loader=llava", "'tiny'")),
             Bad(_EVAL + "vision_tower=clip", ("vision_tower is 'clip'",)),
+            Bad(_EVAL + "strategy=cdpruner", ("cdpruner", "text_tower", "openai/clip-vit-large-patch14-336")),
+            Bad(_EVAL + "strategy=trim,text_tower=./nowhere", ("text_tower is './nowhere'",)),
+            Bad(
+                _EVAL + "strategy=trim,text_tower=openai/clip-vit-large-patch14-336",
+                ("text_tower 'openai/clip-vit-large-patch14-336'", "not on disk"),
+            ),
+            Bad(
+                _EVAL + "strategy=trim,text_tower=folder/clip",
+                ("text_tower 'folder/clip'", "'clip_vision_model'"),
+                _liuhaotian(),
+                shown=False,
+            ),
+            Bad(
+                _EVAL + "strategy=cdpruner,text_tower=clip",
+                ("text_tower 'clip'", "hidden_size is 768", "128"),
+                {"clip/config.json": '{"model_type": "clip"}'},
+            ),
             Bad(_EVAL + "seed=abc", ("seed is 'abc'",)),
             Bad(_EVAL + "ranks=maybe", ("ranks is 'maybe'",)),
             Bad(_EVAL + "device=meta", ("device is 'meta'",)),
@@ -317,6 +334,7 @@ GROUPS = (
         "How many image tokens stay.",
         (
             Bad(_SWEEP + "--tokens 577", ("keep_tokens is 577", "576"), slow=True),
+            Bad(_SWEEP + "--strategies random,trim", ("trim", "text_tower")),
             Bad(_SWEEP + "--tokens=-5", ("tokens is '-5'",)),
             Bad(_SWEEP + "--tokens many", ("tokens is 'many'",)),
             Bad(_SWEEP + "--tokens 64:16:8", ("tokens is '64:16:8'",)),

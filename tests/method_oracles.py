@@ -9,15 +9,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
+
+
+class Clip(Protocol):
+    """The prompt's question and the tower's features in CLIP's own space."""
+
+    def texts(self, *, without: Sequence[str] = (), segments: bool = False) -> list[np.ndarray]: ...
+
+    def patch(self, vector: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
 class TowerView:
     """The vision tower over a prompt's P pictures, layer by layer: attention [P, H, S, S], keys and queries
     [P, H, S, D], outputs [P, S, W]. The class token, where there is one, is the first of the S. feature: the layer
-    whose output the projector is given. project: [W] -> [E]."""
+    whose output the projector is given. project: [W] -> [E]. clip: what compares patches with the question."""
 
     attention: list[np.ndarray]
     queries: list[np.ndarray]
@@ -25,6 +34,7 @@ class TowerView:
     outputs: list[np.ndarray]
     feature: int
     project: Callable[[np.ndarray], np.ndarray]
+    clip: Callable[[], Clip] | None = None
 
     def at_depth(self, number: int, of: int) -> int:
         """The layer at the relative depth of layer `number` of `of`."""
@@ -570,6 +580,82 @@ def prumerge_set(view: View, keep: Sequence[int], grid: bool, paper: bool) -> De
     return decision
 
 
+INSTRUCTIONS = (
+    "\nAnswer the question using a single word or phrase.",
+    "\nAnswer with the option's letter from the given choices directly.",
+    "\n请直接回答选项字母。",
+)
+
+
+def in_clip(view: View) -> tuple[Clip, list[list[np.ndarray]]]:
+    """And each picture's patches there."""
+    assert view.tower is not None
+    assert view.tower.clip is not None
+    clip = view.tower.clip()
+    return clip, [
+        [clip.patch(vector) for vector in view.tower.features(picture)] if image else []
+        for picture, image in enumerate(view.images)
+    ]
+
+
+def cdpruner_set(view: View, keep: Sequence[int], sign: int) -> Decision:
+    clip, patches = in_clip(view)
+    texts = clip.texts(without=INSTRUCTIONS, segments=True)
+    relevance = {
+        k: sign * sum(cosine(patch, text) for text in texts) / len(texts)
+        for image, part in zip(view.images, patches, strict=True)
+        for k, patch in zip(image, part, strict=True)
+    }
+    least, most = min(relevance.values()), max(relevance.values())
+    scores = {k: (value - least + 1e-6) / (most - least) for k, value in relevance.items()}
+    kept = []
+    for image, budget in zip(view.images, keep, strict=True):
+        weights = np.array([scores[k] for k in image])
+        kernel = weights[:, None] * np.array(cosines(view.hidden[image])) * weights[None, :] if image else np.empty(0)
+        chosen: list[int] = []
+        spans: list[int] = []
+        while len(chosen) < budget:
+            free = [n for n in range(len(image)) if n not in chosen]
+            gain = {}
+            for n in free:  # what n adds to the determinant of what spans already, as a factor
+                inner = kernel[np.ix_(spans, spans)]
+                less = kernel[n, spans] @ np.linalg.solve(inner, kernel[spans, n]) if spans else 0.0
+                gain[n] = kernel[n, n] - less
+            gain = {n: value if value > 1e-6 * kernel.diagonal().max() else 0.0 for n, value in gain.items()}
+            best = max(free, key=lambda n, gain=gain: (gain[n], -n))
+            chosen.append(best)
+            spans += [best] if gain[best] else []
+        kept.append([image[n] for n in sorted(chosen)])
+    return Decision(kept, scores=scores)
+
+
+def trim_set(view: View, keep: Sequence[int], paper: bool, outliers: bool = False) -> Decision:
+    clip, patches = in_clip(view)
+    (text,) = clip.texts()
+    decision = Decision([])
+    for image, part in zip(view.images, patches, strict=True):
+        logits = [cosine(patch, text) if paper else -float(np.dot(patch, text)) for patch in part]
+        terms = [math.exp(value - max(logits)) for value in logits]
+        decision.scores.update({k: term / sum(terms) for k, term in zip(image, terms, strict=True)})
+    first, third = np.percentile(list(decision.scores.values()), [25, 75])
+    above = sum(1 for score in decision.scores.values() if score > third + 1.5 * (third - first))
+    for picture, (image, budget) in enumerate(zip(view.images, keep, strict=True)):
+        count = budget
+        if outliers:
+            count = min(count, math.floor(len(image) * above / len(decision.scores) + 1e-9) + 1)
+        if budget == 0 or count == len(image):
+            decision.kept.append(image[:budget])
+            continue
+        chosen = sorted(highest([decision.scores[k] for k in image], count - 1))
+        rest = [n for n in range(len(image)) if n not in chosen]
+        place = image[rest[0]]
+        decision.merged[place] = [image[n] for n in rest]
+        assert view.tower is not None
+        decision.vectors[place] = view.tower.project(np.mean(view.tower.features(picture)[rest], axis=0))
+        decision.kept.append([*(image[n] for n in chosen), place])
+    return decision
+
+
 def vscan_set(view: View, keep: Sequence[int]) -> Decision:
     assert view.tower is not None
     scores = class_attention(view)
@@ -646,6 +732,11 @@ ORACLES: dict[str, Oracle] = {
     "prumerge_paper": lambda view, keep: prumerge_set(view, keep, grid=False, paper=True),
     "prumerge_plus": lambda view, keep: prumerge_set(view, keep, grid=True, paper=False),
     "prumerge_plus_paper": lambda view, keep: prumerge_set(view, keep, grid=True, paper=True),
+    "cdpruner": lambda view, keep: cdpruner_set(view, keep, sign=-1),
+    "cdpruner_paper": lambda view, keep: cdpruner_set(view, keep, sign=1),
+    "trim": lambda view, keep: trim_set(view, keep, paper=False),
+    "trim_paper": lambda view, keep: trim_set(view, keep, paper=True),
+    "trim_outliers": lambda view, keep: trim_set(view, keep, paper=False, outliers=True),
     "uniform_grid": uniform_grid_set,
     "pool": pool_set,
 }

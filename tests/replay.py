@@ -15,6 +15,7 @@ import torch
 
 from tests.method_oracles import Decision, Oracle, TowerView, View
 from tests.oracles import float64_copy
+from tests.text_towers import ClipView, text_tower_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def tower_of(model: Any, inputs: Any) -> TowerView | None:
     heads, layers = tower.config.num_attention_heads, tower.encoder.layers
     out = TowerView([], [], [], [], len(layers) + chosen, lambda vector: project(torch.tensor(vector)).numpy())
     project = twin.model.multi_modal_projector
+    out.clip = lambda: ClipView(text_tower_of(model), texts_of(inputs)[0])
     with torch.no_grad():
         states = tower(inputs["pixel_values"].double(), output_hidden_states=True).hidden_states
         for layer, given, made in zip(layers, states, states[1:], strict=False):

@@ -668,7 +668,10 @@ def test_the_ready_leaderboards_have_every_method_and_every_preset_that_the_mode
     for run in runs:
         run.settings.plan(geometry).check(depth, 576)
     counts = {run.method: [str(one.budget) for one in runs if one.method == run.method] for run in runs}
-    assert set(counts) == {*method_names(), *(preset_names() if depth == 32 else ())} - {*paper_variants()}
+    known = {*method_names(), *(preset_names() if depth == 32 else ())} - {*paper_variants()}
+    if name == "tiny":  # nobody has a whole CLIP of its tower
+        known -= {"cdpruner", "trim"}
+    assert set(counts) == known
     asked = [str(budget) for budget in matrix.budgets]
     takes = [method for method in counts if find_method(method).takes_budget]
     assert all(set(asked) <= set(counts[method]) for method in takes)
@@ -686,8 +689,8 @@ def test_a_dry_run_prints_plan_cost_and_commands_and_runs_nothing(tmp_path, monk
     assert "Arithmetic, not a measurement" in said
     commands = [line for line in said.splitlines() if line.startswith("LMMS_CACHE_RUN_ID=llava15-7b ")]
     runs = expand(read_matrix("llava15-7b"), output=Path("board"))
-    assert f"{len(runs)} runs, {len(runs) * 272_861:,} documents" in said
     assert commands == [shell_line(run, launcher) for run in runs]
+    assert f"{len(runs)} runs, {len(runs) * 272_861:,} documents" in said
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="unknown task 'gqqa': did you mean 'gqa'"):
         check_tasks(["gqa", "gqqa"], None)
@@ -786,7 +789,7 @@ def test_qwens_leaderboard_has_every_method_and_fits_into_80_columns(monkeypatch
     runs = expand(read_matrix("qwen25-vl-7b"), output=Path("out"))
     assert len(runs) == commands.count("-m lmms_eval") == len([line for line in table if line.endswith("missing│")])
     clip_only = {"downsample", "fastervlm", "visionzip", "vispruner", "hiprune", "scope", "holov", "vscan"}
-    clip_only |= {"prumerge", "prumerge_plus"}
+    clip_only |= {"prumerge", "prumerge_plus", "cdpruner", "trim"}
     assert {run.settings.strategy for run in runs} == {*method_names()} - clip_only - {*paper_variants()}
     assert "--model llava_textweighted --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,strategy=none" in commands
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ import torch
 from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.engine.scoring import Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.splice import Tower
+from lmms_textweighted.engine.text_tower import TextReads, TextTower
 from lmms_textweighted.engine.tower import FEATURES, TowerReads, TowerSeen
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER, TextToText
+from lmms_textweighted.methods.cdpruner import Conditional
 from lmms_textweighted.methods.dart import LeastAlike, authors_count
 from lmms_textweighted.methods.density_peaks import density_peaks
 from lmms_textweighted.methods.divprune import Apart
@@ -33,6 +37,7 @@ from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle, kept_beside_
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity, gravity
 from lmms_textweighted.methods.staged import Staged, relative_layers
 from lmms_textweighted.methods.text_weighted import HEADS, IMPORTANCES, TextWeighting
+from lmms_textweighted.methods.trim import TextMetric
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.visionzip import DominantAndContextual
 from lmms_textweighted.methods.vispruner import ImportantAndDiverse
@@ -70,6 +75,28 @@ def make_view(sizes: Sequence[int], text: int, seed: int) -> View:
     )
 
 
+@dataclass
+class DrawnClip(TextTower):
+    """Random embeddings of a text, and a random matrix in front of the patches; for the oracles and for the scorers."""
+
+    matrix: np.ndarray
+    whole: np.ndarray
+    segments_: np.ndarray
+    name: str = "drawn"
+    fingerprint: str = ""
+
+    def texts(self, text: str = "", reads: TextReads | None = None, **asked: Any) -> Any:
+        segments = asked.get("segments") if reads is None else reads.segments
+        found = self.segments_ if segments else self.whole
+        return list(found) if reads is None else torch.tensor(found).float()
+
+    def patch(self, vector: np.ndarray) -> np.ndarray:
+        return vector @ self.matrix
+
+    def patches(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors @ torch.tensor(self.matrix).float()
+
+
 def make_tower(sizes: Sequence[int], generator: np.random.Generator, layers: int = 6, heads: int = 2) -> TowerView:
     """A random tower over pictures of these sizes. Pictures that are smaller than the largest are padded behind."""
     shape = (len(sizes), heads, 1 + max(sizes))
@@ -83,7 +110,9 @@ def make_tower(sizes: Sequence[int], generator: np.random.Generator, layers: int
     matrix = generator.standard_normal((12, WIDTH))
     attention = [[weights[n, p][:, : 1 + size, : 1 + size] for p, size in enumerate(sizes)] for n in range(layers)]
     cut = lambda part: [[part[n, p][..., : 1 + size, :] for p, size in enumerate(sizes)] for n in range(layers)]  # noqa: E731
-    return TowerView(attention, cut(query), cut(key), cut(outputs), layers - 2, lambda vector: vector @ matrix)
+    clip = DrawnClip(*(0.4 * generator.standard_normal(shape) for shape in ((12, 8), (1, 8), (3, 8))))
+    project = lambda vector: vector @ matrix  # noqa: E731
+    return TowerView(attention, cut(query), cut(key), cut(outputs), layers - 2, project, lambda: clip)
 
 
 def tower_seen(view: View, reads: TowerReads) -> TowerSeen:
@@ -112,7 +141,8 @@ def tower_seen(view: View, reads: TowerReads) -> TowerSeen:
         [torch.tensor(tower.outputs[tower.feature][p][0]).float() for p in pictures]
     )
     index = torch.tensor([p * most + n for p, image in enumerate(view.images) for n in range(len(image))])
-    return TowerSeen(found, index, lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float())
+    project = lambda vectors: torch.tensor(tower.project(vectors.double().numpy())).float()  # noqa: E731
+    return TowerSeen(found, index, project, "a text", tower.clip())
 
 
 def seen_of(scorer: Scorer, view: View) -> Seen:
@@ -198,6 +228,10 @@ SCORERS = [
     QuotaOfRuns(),
     QuotaOfRuns(surplus="spread"),
     *(PrunedAndMerged(grid, mean) for grid in (False, True) for mean in (False, True)),
+    Conditional(),
+    Conditional("plain"),
+    TextMetric(),
+    TextMetric("cosine"),
     LocalAndGlobal(),
 ]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lmms_textweighted import prune
 from lmms_textweighted.engine.plan import POSITIONS, Plan
 from lmms_textweighted.methods import _OWN, Method
 from lmms_textweighted.methods.presets import PRESETS
@@ -16,6 +15,7 @@ from tests.conftest import IMAGE, assert_same_choice, make_inputs, one_row
 from tests.method_oracles import ORACLES, Decision, View
 from tests.replay import ReplayStage, replay, replay_generate
 from tests.test_pruner import answers
+from tests.text_towers import prune_asked
 
 LAYERS, SIDE = 7, 6
 TOKENS = SIDE * SIDE
@@ -82,7 +82,7 @@ def assert_decisions(document: Any, decisions: list[Decision]) -> None:
 def test_a_pruned_prefill_is_that_of_float64_formulas(model, method, positions, prompt, keep):
     plan = plan_of(method, keep, positions)
     inputs = make_inputs(model, [prompt], seed=keep)
-    with prune(model, plan) as trace:
+    with prune_asked(model, plan, inputs) as trace:
         logits = model(**inputs).logits[0, -1]
     document = trace.documents[0]
     expected = replay(model, inputs, replay_stages(plan, document), renumber=positions == "renumber")
@@ -96,7 +96,7 @@ def test_a_pruned_prefill_is_that_of_float64_formulas(model, method, positions, 
 def test_what_is_removed_matters(model, method):
     """Else the comparison above would hold for any choice."""
     inputs = make_inputs(model, [ONE], seed=8)
-    with prune(model, plan_of(method, 8)):
+    with prune_asked(model, plan_of(method, 8), inputs):
         pruned = model(**inputs).logits[0, -1]
     assert (pruned - model(**inputs).logits[0, -1]).abs().max() > 0.01
 
@@ -105,7 +105,7 @@ def test_what_is_removed_matters(model, method):
 @both_positions
 def test_keeping_all_is_the_model_bit_for_bit(model, method, positions):
     inputs = make_inputs(model, [TWO, ONE], seed=1)
-    with prune(model, plan_of(method, TOKENS, positions)) as trace:
+    with prune_asked(model, plan_of(method, TOKENS, positions), inputs) as trace:
         pruned = model(**inputs).logits
         together = answers(model, inputs, 4)
     assert torch.equal(pruned, model(**inputs).logits)
@@ -117,7 +117,7 @@ def test_keeping_all_is_the_model_bit_for_bit(model, method, positions):
 @both_positions
 def test_a_text_alone_is_left_alone(model, method, positions):
     inputs = make_inputs(model, [(9,)], seed=2)
-    with prune(model, plan_of(method, 4, positions)) as trace:
+    with prune_asked(model, plan_of(method, 4, positions), inputs) as trace:
         pruned = model(**inputs).logits
     assert torch.equal(pruned, model(**inputs).logits)
     assert trace.documents[0].lengths == [9] * LAYERS
@@ -129,14 +129,14 @@ def test_a_batch_equals_its_rows(model, method, positions):
     batch = [ONE, (11,), TWO, (IMAGE, 4)]
     inputs = make_inputs(model, batch, seed=3)
     plan = plan_of(method, 6, positions)
-    with prune(model, plan) as batched:
+    with prune_asked(model, plan, inputs) as batched:
         # As `generate` counts them: the sizes of DART's keys depend on them, and so its choice.
         positions_of_rows = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         logits = model(**inputs, position_ids=positions_of_rows).logits[:, -1]
         together = answers(model, inputs, 4)
     for row in range(len(batch)):
         single = one_row(model, inputs, row)
-        with prune(model, plan) as alone:
+        with prune_asked(model, plan, single) as alone:
             torch.testing.assert_close(logits[row], model(**single).logits[0, -1], atol=1e-4, rtol=0)
             assert answers(model, single, 4) == [together[row]]
         a, b = batched.documents[row], alone.documents[0]
@@ -151,7 +151,7 @@ def test_a_batch_equals_its_rows(model, method, positions):
 def test_decoding_is_that_of_float64_formulas_token_by_token(model, method, positions):
     plan = plan_of(method, 6, positions)
     inputs = make_inputs(model, [ONE], seed=4)
-    with prune(model, plan) as trace:
+    with prune_asked(model, plan, inputs) as trace:
         found = answers(model, inputs, 5)
     stages = replay_stages(plan, trace.documents[0])
     assert found == [replay_generate(model, inputs, stages, 5, renumber=positions == "renumber")]
@@ -159,8 +159,9 @@ def test_decoding_is_that_of_float64_formulas_token_by_token(model, method, posi
 
 @every_method
 def test_a_share_is_a_share_of_each_image(model, method):
-    with prune(model, method.fitted(LAYERS, TOKENS).plan(keep_ratio=0.25)) as trace:
-        model(**make_inputs(model, [TWO], seed=5))
+    inputs = make_inputs(model, [TWO], seed=5)
+    with prune_asked(model, method.fitted(LAYERS, TOKENS).plan(keep_ratio=0.25), inputs) as trace:
+        model(**inputs)
     assert trace.documents[0].kept_tokens == 2 * 9
 
 
@@ -169,7 +170,7 @@ def test_pyramiddrop_chooses_by_the_next_layers_attention(model):
     (method,) = [method for method in REMOVING if method.name == "pyramiddrop"]
     plan = plan_of(method, 6)
     inputs = make_inputs(model, [ONE], seed=6)
-    with prune(model, plan) as trace:
+    with prune_asked(model, plan, inputs) as trace:
         model(**inputs)
     stages = replay_stages(plan, trace.documents[0])
     ahead = replay(model, inputs, stages, renumber=True).decisions[0].kept
@@ -194,7 +195,7 @@ def test_a_papers_setting_at_its_own_size_is_that_of_float64_formulas(small_llav
     depth = 2 + max(stage.layer for stage in plan.stages)  # deep layers of their own would test nothing more
     model = small_llava(layers=depth, heads=4, kv_heads=4, image_size=336, tower_layers=4)
     inputs = make_inputs(model, [(35, IMAGE, 12)], seed=1)
-    with prune(model, plan) as trace:
+    with prune_asked(model, plan, inputs) as trace:
         logits = model(**inputs).logits[0, -1]
     document = trace.documents[0]
     expected = replay(model, inputs, replay_stages(plan, document), renumber=plan.positions == "renumber")

@@ -36,6 +36,7 @@ from tests.conftest import (
 )
 from tests.oracles import best, budget, expected_stages, find_places, masked_generate, masked_logits
 from tests.test_pruner import answers, plan_of
+from tests.text_towers import prune_asked
 
 every_attention = pytest.mark.parametrize("attn", ["eager", "sdpa"])
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -100,8 +101,9 @@ def test_the_prompts_budget_may_leave_an_image_without_a_token(small_anyres):
 def test_a_stage_without_image_tokens_names_no_voter_without_a_weight(small_llava, scorer):
     """A trace has one weight for each row that was read, also where there was nothing left to score."""
     model = small_llava()
-    with prune(model, plan_of([("uniform", 1, 0, 1), (scorer, 3, 0.5, 3)])) as trace:
-        model(**make_inputs(model, [(3, IMAGE, 6)]))
+    inputs = make_inputs(model, [(3, IMAGE, 6)])
+    with prune_asked(model, plan_of([("uniform", 1, 0, 1), (scorer, 3, 0.5, 3)]), inputs) as trace:
+        model(**inputs)
     stage = trace.documents[0].stages[1]
     assert len(stage.candidates) == len(stage.kept) == 0
     assert len(stage.text) == len(stage.text_weights)

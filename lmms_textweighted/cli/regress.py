@@ -44,6 +44,9 @@ def regress(
     dtype: Annotated[str | None, typer.Option(help="With --update: auto, float32, float16 or bfloat16.")] = None,
     loader: Annotated[str | None, typer.Option(help="With --update: auto, hf or llava.")] = None,
     vision_tower: Annotated[str | None, typer.Option(help="With --update: a local CLIP folder.")] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="With --update: a CLIP, for strategies that need its text tower.")
+    ] = None,
     system_prompt: Annotated[str | None, typer.Option(help="With --update: in front of the question.")] = None,
     min_pixels: Annotated[int | None, typer.Option(help="With --update: of a picture (Qwen-VL).")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="With --update: likewise.")] = None,

@@ -80,6 +80,9 @@ def sweep(
     vision_tower: Annotated[
         str | None, typer.Option(help="A local CLIP folder, for checkpoints that only name theirs.")
     ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="A CLIP, folder or hub name, for strategies that need its text tower.")
+    ] = None,
     image_aspect_ratio: Annotated[
         str | None,
         typer.Option(help="pad, square or anyres. If left out: square for a question file, else the checkpoint's own."),

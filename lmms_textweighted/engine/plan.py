@@ -148,6 +148,12 @@ class Plan:
                     f"{before.layer} of the stage in front of it: order the stages by layer"
                 )
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether a stage compares patches with the question as CLIP does, for which it needs a text tower."""
+        reads = [stage.scorer.tower_reads for stage in self.stages]
+        return any(read is not None and read.text for read in reads)
+
     def check(self, num_layers: int, image_tokens: int | None = None) -> None:
         """Raise PlanError when the plan does not fit a decoder of `num_layers` layers.
 

@@ -29,6 +29,7 @@ from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.prefill import Prefill
 from lmms_textweighted.engine.scoring import Rows, prompt_key
 from lmms_textweighted.engine.splice import Splice, removed_at_end, replaced
+from lmms_textweighted.engine.text_tower import TextTower
 from lmms_textweighted.engine.tower import TowerReads, Watch
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.errors import PlanError
@@ -46,6 +47,8 @@ def prune(
     random_keys: Sequence[str] | None = None,
     seed: int = 0,
     question: Sequence[torch.Tensor | None] | None = None,
+    text_tower: TextTower | None = None,
+    texts: Sequence[str | None] | None = None,
 ) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
@@ -58,14 +61,26 @@ def prune(
     ranks: also compute the last layer's ranks over the kept image tokens. random_keys: for `random`, one key a row of
     the next prefill's batch; by default the row's unpadded token ids. seed: goes with the keys. question: for plans
     with `text_scope="question"`, for each row of the next prefill a bool tensor over its text tokens in order, True for
-    the question's; None for a row without images.
+    the question's; None for a row without images. text_tower, texts: for plans that compare patches with the question
+    as CLIP does, its text tower, and for each row of the next prefill what the user says; None for a row without
+    images.
 
     Yields the Trace, which grows by one DocumentTrace a row and prefill. On leaving, the model is as it was, also after
     an exception. The logits of a pruned prefill are those of the shorter sequence, right-aligned.
 
     Raises PlanError when the plan does not fit the model or an input.
     """
-    session = _Session(model, plan, splice, ranks=ranks, random_keys=random_keys, seed=seed, question=question)
+    session = _Session(
+        model,
+        plan,
+        splice,
+        ranks=ranks,
+        random_keys=random_keys,
+        seed=seed,
+        question=question,
+        text_tower=text_tower,
+        texts=texts,
+    )
     with ExitStack() as stack:
         session.attach(stack)
         yield session.trace
@@ -84,9 +99,11 @@ class _Session:
         random_keys: Sequence[str] | None,
         seed: int,
         question: Sequence[torch.Tensor | None] | None,
+        text_tower: TextTower | None,
+        texts: Sequence[str | None] | None,
     ) -> None:
         self.model, self.plan, self.splice, self.ranks = model, plan, splice, ranks
-        self.random_keys, self.seed, self.question = random_keys, seed, question
+        self.random_keys, self.seed, self.question, self.texts = random_keys, seed, question, texts
         self.decoder = find_decoder(model)
         self.layers: nn.ModuleList = self.decoder.layers
         plan.check(len(self.layers))
@@ -100,7 +117,8 @@ class _Session:
         scorers = [stage.scorer for stage in plan.stages if stage.scorer.tower_reads is not None]
         wanted = [scorer.tower_reads for scorer in scorers if scorer.tower_reads is not None]
         name = plan.name or ", ".join(scorer.name for scorer in scorers)  # a fan-out's plans have no name
-        self.watch = Watch(splice.tower(), functools.reduce(TowerReads.__or__, wanted), name) if wanted else None
+        reads = functools.reduce(TowerReads.__or__, wanted, TowerReads())
+        self.watch = Watch(splice.tower(), reads, name, text_tower) if wanted else None
 
     def attach(self, stack: ExitStack) -> None:
         """Put all hooks on; `stack` takes them off again."""
@@ -188,7 +206,7 @@ class _Session:
                         f"prepare them inside of families.downsample.downsampled"
                     )
                 self.plan.check(len(self.layers), size if picture is None else picture.of)
-        tower = () if self.watch is None else self.watch.taken(prompts)
+        tower = () if self.watch is None else self.watch.taken(prompts, _by_row(self.texts, "texts", rows))
         keys = self._keys(prompts)
         return Prefill(self.plan, layout, self.decoder, self.shape, keys=keys, seed=self.seed, tower=tower)
 

@@ -21,6 +21,7 @@ from torch import nn
 from lmms_textweighted.engine.layout import Prompts
 from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.splice import Tower, removed_at_end, replaced
+from lmms_textweighted.engine.text_tower import TextReads, TextTower, no_text_tower
 from lmms_textweighted.errors import PlanError
 
 _CHUNK_ELEMENTS = 1 << 23  # float32 elements of a tower's attention held at a time: 32 MB
@@ -54,7 +55,7 @@ FEATURES = TowerLayer(0)
 @dataclass(frozen=True)
 class TowerReads:
     """What a scorer needs to know of the tower: see `TowerSeen`, whose methods these are. vectors: the features that
-    the projector is given."""
+    the projector is given. text: these and the prompt's text in CLIP's own space."""
 
     class_rows: tuple[TowerLayer, ...] = ()
     wide_class_rows: tuple[TowerLayer, ...] = ()
@@ -62,6 +63,7 @@ class TowerReads:
     keys: tuple[TowerLayer, ...] = ()
     vectors: bool = False
     class_vector: bool = False
+    text: bool = False
 
     @property
     def needs_class_token(self) -> bool:
@@ -76,6 +78,7 @@ class TowerReads:
             tuple(dict.fromkeys(self.keys + other.keys)),
             self.vectors or other.vectors,
             self.class_vector or other.class_vector,
+            self.text or other.text,
         )
 
 
@@ -90,6 +93,8 @@ class TowerSeen:
     found: dict[tuple[str, TowerLayer], torch.Tensor]
     index: torch.Tensor
     project: Callable[[torch.Tensor], torch.Tensor]
+    text: str | None = None
+    text_tower: TextTower | None = None
 
     def class_row(self, layer: TowerLayer = FEATURES) -> torch.Tensor:
         """[I] the attention that the class token gives to each patch, mean over heads. Every row sums to 1 with the
@@ -118,6 +123,21 @@ class TowerSeen:
         whole = self.found["vectors", FEATURES]
         return self.found["class_vector", FEATURES][self.index[token] // whole.shape[1]]
 
+    def clip_patches(self) -> torch.Tensor:
+        """[I, P] the features in front of the projector, in the space where CLIP compares them with a text."""
+        return self._asked_text_tower[0].patches(self.vectors)
+
+    def clip_texts(self, reads: TextReads) -> torch.Tensor:
+        """[M, P] the prompt's text there, one row a segment."""
+        tower, text = self._asked_text_tower
+        return tower.texts(text, reads).to(self.index.device)
+
+    @property
+    def _asked_text_tower(self) -> tuple[TextTower, str]:
+        if self.text_tower is None or self.text is None:
+            raise TypeError("the text was not asked for: name it in the scorer's tower_reads")
+        return self.text_tower, self.text
+
     @property
     def patches(self) -> int:
         """Patches of a picture."""
@@ -136,11 +156,12 @@ class TowerSeen:
 
 @dataclass
 class Watch:
-    """Notes what `reads` names of every picture that a tower is given while it is attached."""
+    """Notes what `reads` names of every picture that a tower is given while it is attached. text_tower: for `text`."""
 
     tower: Tower
     reads: TowerReads
     plan_name: str
+    text_tower: TextTower | None = None
     found: dict[tuple[str, TowerLayer], list[torch.Tensor]] = field(default_factory=dict)
     count: int = 0
     seconds: float = 0.0
@@ -150,6 +171,8 @@ class Watch:
     def attach(self, stack: ExitStack, model: Any) -> None:
         """Start watching; `stack` ends it. Raises PlanError where the tower has not what is to be looked at."""
         tower, reads = self.tower, self.reads
+        if reads.text and self.text_tower is None:
+            raise no_text_tower(self.plan_name)
         if reads.needs_class_token and not tower.class_token:
             raise PlanError(
                 f"{self.plan_name} reads the class token of the vision tower, but {tower.name} has none: use a method "
@@ -172,11 +195,14 @@ class Watch:
         layer = tower.layers[tower.feature]
         stack.enter_context(removed_at_end(layer.register_forward_hook(self._features)))
 
-    def taken(self, prompts: Prompts) -> list[Callable[[torch.Tensor], TowerSeen] | None]:
+    def taken(
+        self, prompts: Prompts, texts: Sequence[str | None] | None = None
+    ) -> list[Callable[[torch.Tensor], TowerSeen] | None]:
         """For each row, what was seen of its pictures, given the numbers of its image tokens that are asked for.
 
-        None for a row without pictures. What was noted is forgotten. Raises PlanError where the tower did not run on
-        the pictures of these prompts, or a token is not one patch.
+        None for a row without pictures. texts: of each row. What was noted is forgotten. Raises PlanError where the
+        tower did not run on the pictures of these prompts, a token is not one patch, or a row's text is needed and not
+        given.
         """
         found = {key: torch.cat(parts) for key, parts in self.found.items()}
         patches, count = self._patches, self.count
@@ -196,14 +222,20 @@ class Watch:
                     f"they are {patches} and {size}: use a method that does not"
                 )
 
-        def of(row: tuple[int, ...]) -> Callable[[torch.Tensor], TowerSeen]:
+        texts = [None] * len(rows) if texts is None else texts
+        if self.reads.text and any(row and text is None for row, text in zip(rows, texts, strict=True)):
+            raise PlanError(
+                f"{self.plan_name} compares patches with the question, which is not known here: give texts, one a row"
+            )
+
+        def of(row: tuple[int, ...], text: str | None) -> Callable[[torch.Tensor], TowerSeen]:
             def at(index: torch.Tensor) -> TowerSeen:
                 mine = {key: part[list(row)].to(index.device) for key, part in found.items()}
-                return TowerSeen(mine, index, self.tower.project)
+                return TowerSeen(mine, index, self.tower.project, text, self.text_tower)
 
             return at
 
-        return [of(row) if row else None for row in rows]
+        return [of(row, text) if row else None for row, text in zip(rows, texts, strict=True)]
 
     @contextmanager
     def _calls_of(self, model: Any) -> Iterator[None]:
@@ -257,7 +289,7 @@ class Watch:
         front = int(self.tower.class_token)
         self.count += len(hidden)
         self._patches = hidden.shape[1] - front
-        if self.reads.vectors or self.reads.class_vector:
+        if self.reads.vectors or self.reads.class_vector or self.reads.text:
             self.found.setdefault(("vectors", FEATURES), []).append(hidden[:, front:])
         if self.reads.class_vector:
             self.found.setdefault(("class_vector", FEATURES), []).append(hidden[:, 0])

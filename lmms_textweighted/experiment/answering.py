@@ -20,7 +20,7 @@ from lmms_textweighted.experiment.timing import Prefill, time_points
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.local import QuestionDocuments
-from lmms_textweighted.inference import Decoding, PrunedLlava
+from lmms_textweighted.inference import Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.parallel.processes import gather, share
 from lmms_textweighted.prompts import render
 
@@ -43,7 +43,8 @@ def documents_of(experiment: Experiment) -> Documents:
 
 
 def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
-    """The checkpoint, with the template, seed, stated lengths and pictures of the sweep. Raises as `load` does."""
+    """The checkpoint, with the template, seed, stated lengths, pictures and text tower of the sweep. Raises as `load`
+    and `PrunedLlava.with_text_tower` do."""
     model, processor = load(experiment.model_path, options)
     llava = PrunedLlava(
         model,
@@ -53,6 +54,8 @@ def model_of(experiment: Experiment, options: LoadOptions) -> PrunedLlava:
         stated=experiment.stated,
         system_prompt=experiment.system_prompt,
     )
+    points, _ = experiment.grid(geometry_of(model))
+    llava = llava.with_text_tower(experiment.text_tower, (point.plan for point in points))
     if experiment.question_file and not options.image_aspect_ratio and llava.takes(FILE_ASPECT_RATIO):
         return llava.with_aspect_ratio(FILE_ASPECT_RATIO)
     return llava

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmms_textweighted.engine.text_tower import no_text_tower
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.experiment.grid import LeftOut, Point, make_grid
 from lmms_textweighted.experiment.names import AXES, SHARES, file_name
@@ -30,6 +31,7 @@ class Experiment:
     task is not used where there is a question_file. layers None: every layer that can prune. seeds: of strategies that
     draw; the first is the run's. timed: documents whose prefills are timed. against: strategies that all others are
     tested against; None: those of `pairs.REFERENCES` that are run. system_prompt: as for `inference.PrunedLlava`.
+    text_tower: a folder or hub name of a CLIP, for strategies that need its text tower.
     """
 
     model_path: str
@@ -55,6 +57,7 @@ class Experiment:
     timed: int = 0
     against: list[str] | None = None
     system_prompt: str | None = None
+    text_tower: str | None = None
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -103,9 +106,13 @@ class Experiment:
             timed=_whole("time", options["time"]) or 0,
             against=_names(options["against"]) if options["against"] else None,
             system_prompt=check_system_prompt(options["system_prompt"]),
+            text_tower=options["text_tower"],
         )
         points, _ = experiment.grid()  # what can be said without the model is said before it is loaded
         experiment.references(points)
+        needing = next((point for point in points if point.plan.reads_text), None)
+        if needing is not None and experiment.text_tower is None:
+            raise no_text_tower(needing.strategy)
         if experiment.timed < 0:
             raise InputError(f"time is {experiment.timed}: give a number of documents, or 0")
         return experiment

@@ -17,9 +17,11 @@ from lmms_textweighted.engine.generating import refusing
 from lmms_textweighted.engine.masks import check_kernel
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Scorer
+from lmms_textweighted.engine.text_tower import TextTower
 from lmms_textweighted.engine.trace import Trace
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.known import splice_of
+from lmms_textweighted.families.text_tower import check_text_tower
 
 
 @contextmanager
@@ -32,14 +34,17 @@ def prune(
     seed: int = 0,
     question: Sequence[torch.Tensor | None] | None = None,
     image_sizes: Sequence[Sequence[int]] | None = None,
+    text_tower: TextTower | None = None,
+    texts: Sequence[str | None] | None = None,
 ) -> Iterator[Trace]:
     """Remove image tokens as `plan` says in every forward of `model` while the context is open.
 
     model: one of transformers of a known family (`families.known`) called with `input_ids`, or one of the `llava`
     package called with its `images`. Image positions are found in the input. image_sizes: for each row of the next
     prefill, the number of tokens of each of its pictures, where the processor said so; else they are counted by the
-    family's own rule. Everything else as for `engine.pruner.prune`: what ranks, random_keys, seed and question mean,
-    what is yielded, and how to generate.
+    family's own rule. text_tower: what `families.text_tower.load_text_tower` gives, for `cdpruner` and `trim`, and
+    texts: for each row of the next prefill what the user says, without `<image>`. Everything else as for
+    `engine.pruner.prune`: what ranks, random_keys, seed and question mean, what is yielded, and how to generate.
 
     Raises PlanError when the model is of no known family, or is compiled, or has layers that pruning was not made for;
     when the plan does not fit the model or an input; and when `generate` is asked for what pruning cannot do.
@@ -47,8 +52,11 @@ def prune(
     _check(model)
     splice = splice_of(model)
     splice.stated = image_sizes
+    if text_tower is not None and plan.reads_text:
+        check_text_tower(text_tower, model)
+    given: dict[str, Any] = {"random_keys": random_keys, "seed": seed, "question": question}
     with (
-        pruner.prune(model, plan, splice, ranks=ranks, random_keys=random_keys, seed=seed, question=question) as trace,
+        pruner.prune(model, plan, splice, ranks=ranks, text_tower=text_tower, texts=texts, **given) as trace,
         refusing(model),
     ):
         yield trace

@@ -82,6 +82,7 @@ class LlavaTextweighted(lmms):
             self.settings.check(self.geometry)
             self.llava.plan = self.settings.plan(self.geometry)
             self.llava.check_pictures(self.llava.plan)
+            self.llava = self.llava.with_text_tower(self.settings.text_tower, [self.llava.plan])
             if self.llava.template == "vicuna_v1" and self.tokenizer.eos_token != "</s>":
                 logger.warning(
                     f"conv_template=vicuna_v1 is LLaVA-1.5's, but this checkpoint ends turns with "
@@ -90,6 +91,8 @@ class LlavaTextweighted(lmms):
             self._refused: set[str] = set()
             self._answer_settings: dict[str, dict[str, Any]] = {}
             state = model_state(self.llava)
+            if "text_tower" in state:  # a folder of the same name may hold another CLIP
+                add_to_cache_key(f"{self.settings.digest() or ''}+{state['text_tower']}", runs)
             self.run_settings = self._run_settings(state)
             self.provenance = provenance(state)
             self.store = TraceStore(self.run_settings)
@@ -117,6 +120,7 @@ class LlavaTextweighted(lmms):
             **{name: state[name] for name in ("loader", "conv_template", "image_aspect_ratio")},
             **({"system_prompt": self.llava.acting_system_prompt} if self.llava.acting_system_prompt else {}),
             **{name: state[name] for name in ("dtype", "device", "attn_implementation", "weights")},
+            **({"text_tower_weights": state["text_tower"]} if "text_tower" in state else {}),
         }
 
     # What lmms-eval asks of a model.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.text_tower import no_text_tower
 from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
@@ -24,7 +25,8 @@ class Settings:
     pretrained: `tiny`, `tiny-qwen`, a folder or a hub name. strategy, pruning_layer: see `methods.make_plan`.
     keep_tokens, keep_ratio, equivalent_tokens, flops_ratio: see `methods.budget.Budget`. text_scope, keep_scope,
     positions: see `plan.Plan`; positions None: the method's own. conv_template: a name in `prompts.TEMPLATES`; None
-    suits the checkpoint. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated
+    suits the checkpoint. text_tower: a folder or hub name of a CLIP, for methods that need its text tower; see
+    `families.text_tower`. loader, vision_tower, image_aspect_ratio: see `families.LoadOptions`; a stated
     image_aspect_ratio goes before a task's. min_pixels, max_pixels, min_patches, max_patches: see there. system_prompt:
     in front of a conversation without one; None is what lmms-eval's own model of the kind has, an empty one is none.
     seed: of the `random` strategy. ranks: measure the last layer's ranks for every task (the rank tasks ask for them
@@ -44,6 +46,7 @@ class Settings:
     conv_template: str | None = None
     loader: str = "auto"
     vision_tower: str | None = None
+    text_tower: str | None = None
     image_aspect_ratio: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -78,7 +81,8 @@ class Settings:
             raise InputError(f"ranks is {settings.ranks!r}: give True or False")
         check_system_prompt(settings.system_prompt)
         settings.load_options()
-        settings.plan()
+        if settings.plan().reads_text and settings.text_tower is None:
+            raise no_text_tower(settings.plan().name)
         return settings
 
     def budget(self) -> Budget | None:

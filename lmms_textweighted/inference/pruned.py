@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,13 +16,15 @@ from lmms_textweighted.engine.caches import CACHE_NAME
 from lmms_textweighted.engine.decoder import end_tokens
 from lmms_textweighted.engine.finite import ADVICE, FiniteLogits, check_finite
 from lmms_textweighted.engine.plan import NONE, Plan
+from lmms_textweighted.engine.text_tower import TextTower, no_text_tower
 from lmms_textweighted.engine.trace import DocumentTrace, Trace
 from lmms_textweighted.errors import InputError, PromptError
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.families.known import family_of
+from lmms_textweighted.families.text_tower import load_text_tower
 from lmms_textweighted.inference.context import check_context
 from lmms_textweighted.inference.decoding import Decoding, FirstToken, Timing, cut
-from lmms_textweighted.inference.question import question_tokens
+from lmms_textweighted.inference.question import question_tokens, users_text
 from lmms_textweighted.inference.stated import StatedLengths, check_stated_lengths
 from lmms_textweighted.prompts import IMAGE_TAG, Message, check_template, render, stop_string, untagged
 
@@ -44,11 +46,12 @@ class Answer:
 class Encoded:
     """A batch of prompts as the model takes them. question: for each row, which of its text tokens are the question's;
     None for a row without images, and where nobody asked. image_sizes: for each row, the number of tokens of each of
-    its pictures; None where the processor does not say so."""
+    its pictures; None where the processor does not say so. texts: for each row, what its last user turn says."""
 
     inputs: BatchFeature
     question: list[torch.Tensor | None]
     image_sizes: list[tuple[int, ...]] | None = None
+    texts: list[str] | None = None
 
 
 @dataclass
@@ -56,6 +59,7 @@ class PrunedLlava:
     """A loaded model with a plan and a prompt template. template None: the one that suits the checkpoint.
 
     system_prompt: stands in front of a conversation without a system message; None is the family's own, "" is none.
+    text_tower: for plans that compare patches with the question as CLIP does, see `with_text_tower`.
     """
 
     model: Any
@@ -65,6 +69,7 @@ class PrunedLlava:
     seed: int = 0
     stated: StatedLengths = field(default_factory=StatedLengths)
     system_prompt: str | None = None
+    text_tower: TextTower | None = None
 
     def __post_init__(self) -> None:
         self.family = family_of(self.model, self.processor)
@@ -111,6 +116,18 @@ class PrunedLlava:
             processor = self.family.smaller_processor(processor, self.plan.picture.tokens)
         return processor
 
+    def with_text_tower(self, name: str | None, plans: Iterable[Plan]) -> PrunedLlava:
+        """The same model with the text tower of a CLIP, a folder or hub name, where one of the plans needs it.
+
+        Raises as `families.text_tower.load_text_tower` does, and PlanError where one is needed and none is named.
+        """
+        needing = next((plan for plan in plans if plan.reads_text), None)
+        if needing is None:
+            return self
+        if name is None:
+            raise no_text_tower(needing.name)
+        return replace(self, text_tower=load_text_tower(name, self.model))
+
     def encode(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -153,7 +170,7 @@ class PrunedLlava:
         sizes = None if written is None else [self.family.picture_sizes(row) for row in written]
         check_context(self.family, inputs["input_ids"], inputs["attention_mask"])
         check_stated_lengths(self.family, inputs["input_ids"], inputs["attention_mask"], self.stated)
-        return Encoded(_placed(inputs, self.model), voters, sizes)
+        return Encoded(_placed(inputs, self.model), voters, sizes, [users_text(turns) for turns in conversations])
 
     def generate(
         self,
@@ -259,6 +276,8 @@ class PrunedLlava:
                     seed=self.seed,
                     question=encoded.question,
                     image_sizes=encoded.image_sizes,
+                    text_tower=self.text_tower,
+                    texts=encoded.texts,
                 )
             )
 

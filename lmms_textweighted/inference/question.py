@@ -1,4 +1,4 @@
-"""Which of a prompt's tokens are the question's."""
+"""Which of a prompt's tokens are the question's, and what the user says in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import torch
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.families.base import IMAGE_TAG_ID, Family
 from lmms_textweighted.families.written import Written
-from lmms_textweighted.prompts import Message, question_span, render
+from lmms_textweighted.prompts import IMAGE_TAG, Message, question_span, render
+
+
+def users_text(messages: Sequence[Message]) -> str:
+    """What the last user turn says, without `<image>` tags and white space around it; "" without a user turn."""
+    turns = [message.text for message in messages if message.role == "user"]
+    return turns[-1].replace(IMAGE_TAG, " ").strip() if turns else ""
 
 
 def question_tokens(

@@ -20,6 +20,7 @@ from lmms_textweighted.errors import PlanError, first_line, unknown
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import DEFAULT_KEEP_TOKENS, Method, OneStage
 from lmms_textweighted.methods.budget import Geometry
+from lmms_textweighted.methods.cdpruner import CDPRUNER, CDPRUNER_PAPER
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.composed import SIGN, Composed
 from lmms_textweighted.methods.dart import DART
@@ -46,6 +47,7 @@ from lmms_textweighted.methods.text_weighted import (
     TEXT_WEIGHTED_PER_HEAD,
     TEXT_WEIGHTED_UNIFORM,
 )
+from lmms_textweighted.methods.trim import TRIM, TRIM_PAPER, TextMetric
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
 from lmms_textweighted.methods.visionzip import VISIONZIP
@@ -98,6 +100,10 @@ _OWN: tuple[Method, ...] = (
     PRUMERGE_PAPER,
     PRUMERGE_PLUS,
     PRUMERGE_PLUS_PAPER,
+    CDPRUNER,
+    CDPRUNER_PAPER,
+    TRIM,
+    TRIM_PAPER,
     VSCAN,
     UNIFORM_GRID,
     UNIFORM_GRID_PRE,
@@ -141,6 +147,11 @@ SCORERS: dict[str, Scorer] = {
         PRUMERGE_PAPER.scorer,
         PRUMERGE_PLUS.scorer,
         PRUMERGE_PLUS_PAPER.scorer,
+        CDPRUNER.scorer,
+        CDPRUNER_PAPER.scorer,
+        TRIM.scorer,
+        TRIM_PAPER.scorer,
+        TextMetric(count="outliers"),
         LOCAL_AND_GLOBAL,
         UNIFORM_GRID.scorer,
         POOL.scorer,

@@ -137,11 +137,15 @@ class Method(ABC):
 
     @property
     def is_text_guided(self) -> bool:
-        """Whether what stays depends on the text: some scorer reads rows or keys that are not the image's alone.
+        """Whether what stays depends on the text: some scorer reads rows or keys that are not the image's alone, or
+        compares patches with it as CLIP does.
 
         Overridden where a scorer reads rows, and then does not use them.
         """
-        return any(stage.scorer.reads in (Rows.LAST, Rows.TEXT, Rows.ALL, Rows.KEYS) for stage in self.solve().stages)
+        plan = self.solve()
+        return plan.reads_text or any(
+            stage.scorer.reads in (Rows.LAST, Rows.TEXT, Rows.ALL, Rows.KEYS) for stage in plan.stages
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry
+from lmms_textweighted.methods.cdpruner import CDPRUNER
 from lmms_textweighted.methods.dart import DART, authors_count
 from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.fastervlm import FASTERVLM
@@ -29,6 +30,7 @@ from lmms_textweighted.methods.scope import SCOPE
 from lmms_textweighted.methods.sparsevlm import SPARSEVLM
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS
 from lmms_textweighted.methods.staged import Staged
+from lmms_textweighted.methods.trim import TRIM
 from lmms_textweighted.methods.visionzip import VISIONZIP
 from lmms_textweighted.methods.vispruner import VISPRUNER
 from lmms_textweighted.methods.vscan import VSCAN
@@ -163,6 +165,8 @@ PRESETS: tuple[Preset, ...] = (
     # The authors' count is the picture's; these are the ones that others compare it at.
     *before(PRUMERGE, 192, 128, 64, notes=("a fixed count",) * 3),
     *before(PRUMERGE_PLUS, 192, 128, 64, notes=("a fixed count",) * 3),
+    *before(CDPRUNER, 192, 128, 64, 32),
+    *before(TRIM, 192, 128, 64, notes=("191 and a mean", "127 and a mean", "63 and a mean")),
     *(
         preset(VSCAN, str(mean), *VSCAN.stages(15, mean // 2, None), note=f"{3 * mean // 2}, then {mean // 2}")
         for mean in (192, 128, 64)

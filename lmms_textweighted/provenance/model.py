@@ -15,7 +15,7 @@ from lmms_textweighted.prompts import Message, render, user_message
 
 def model_state(llava: PrunedLlava) -> dict[str, Any]:
     """For a result: kind, weights' fingerprint, loader, type, attention kernel, device and its name, template and its
-    digest, system prompt, preparation of pictures."""
+    digest, system prompt, preparation of pictures; where there is a text tower, its weights' fingerprint."""
     model = llava.model
     return {
         "model_type": model.config.model_type,
@@ -29,6 +29,7 @@ def model_state(llava: PrunedLlava) -> dict[str, Any]:
         "conv_template_digest": template_digest(llava),
         "system_prompt": llava.acting_system_prompt,
         "image_aspect_ratio": llava.image_aspect_ratio,
+        **({} if llava.text_tower is None else {"text_tower": llava.text_tower.fingerprint}),
     }
 
 

@@ -66,6 +66,7 @@ class Settings(_Record):
     dtype: str = "float32"
     loader: str = "auto"
     vision_tower: str | None = None
+    text_tower: str | None = None
     system_prompt: str | None = None
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.plan import NONE
 from lmms_textweighted.engine.splice import removed_at_end
+from lmms_textweighted.engine.text_tower import no_text_tower
 from lmms_textweighted.errors import InputError, PromptError, describe
 from lmms_textweighted.experiment.names import budget_suffix
 from lmms_textweighted.experiment.points import Point, check_points, make_points
@@ -45,7 +46,10 @@ _PREPARATION = (
 def measure(settings: Settings, expected: Baseline | None, console: Console) -> Baseline:
     """Answer every document at every point. expected: whose documents and weights it must be, if any; checked before
     the work that they would make useless. Raises InputError, PlanError or CheckpointError, one line each."""
-    _points(settings)  # what can be said without the model is said before the work
+    # What can be said without the model is said before the work.
+    needing = next((point for point in _points(settings) if point.plan.reads_text), None)
+    if needing is not None and settings.text_tower is None:
+        raise no_text_tower(needing.strategy)
     source = Documents.of_task(
         settings.task, settings.num_samples, single_prediction_prompt=settings.single_pred_prompt
     )
@@ -61,6 +65,8 @@ def measure(settings: Settings, expected: Baseline | None, console: Console) -> 
         check_weights(expected, state["weights"])
     points = _points(settings, geometry_of(llava.model))
     check_points(points, llava)
+    llava = llava.with_text_tower(settings.text_tower, (point.plan for point in points))
+    state = model_state(llava)  # with that of the text tower
     outcomes = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         work = progress.add_task(

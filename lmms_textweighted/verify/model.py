@@ -8,14 +8,17 @@ from typing import Any
 from lmms_textweighted.verify.verdict import Verdict
 
 _MUST_BE = ("weights", "conv_template", "conv_template_digest", "image_aspect_ratio")
+_MAY_LACK = ("text_tower",)  # of most models
 _MAY_DIFFER = ("loader", "dtype", "attn_implementation", "device", "device_name")
 
 
 def compare_models(recorded: Mapping[str, Any], here: Mapping[str, Any], verdict: Verdict) -> None:
     """Two of `provenance.model.model_state`: what makes it another model or another prompt is a difference."""
-    for name in _MUST_BE:
-        if recorded[name] != here[name]:
-            verdict.differences.append(f"{name} is {here[name]!r}, recorded is {recorded[name]!r}")
+    pairs = [(name, recorded[name], here[name]) for name in _MUST_BE]
+    pairs += [(name, recorded.get(name), here.get(name)) for name in _MAY_LACK]
+    for name, then, now in pairs:
+        if then != now:
+            verdict.differences.append(f"{name} is {now!r}, recorded is {then!r}")
 
 
 def compare_software(recorded: Mapping[str, Any], here: Mapping[str, Any], verdict: Verdict) -> None:
