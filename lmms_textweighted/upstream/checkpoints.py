@@ -40,6 +40,38 @@ def _tower() -> bool:
 
 
 @CHECKPOINTS(
+    "names of a whole CLIP's weights in a checkpoint; its text tower pools at the highest id where eos_token_id is 2",
+    "families.text_tower",
+)
+def _whole_clip() -> bool:
+    import tempfile
+    from pathlib import Path
+
+    import torch
+    from safetensors import safe_open
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    words: dict[str, Any] = {**small, "vocab_size": 16, "max_position_embeddings": 8, "projection_dim": 4}
+    model = CLIPModel(CLIPConfig(text_config=words, vision_config=vision().to_dict(), projection_dim=4))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(str(Path(folder, "model.safetensors")), framework="pt") as file:
+            found = set(file.keys())
+    wanted = {"text_projection.weight", "visual_projection.weight", "vision_model.post_layernorm.weight"}
+    wanted |= {"vision_model.post_layernorm.bias", "text_model.final_layer_norm.weight"}
+    text = CLIPTextModelWithProjection(CLIPTextConfig(**words, eos_token_id=2)).eval()
+    with torch.inference_mode():
+        pooled, cut = (text(input_ids=torch.tensor([ids])).text_embeds for ids in ([3, 9, 2, 4], [3, 9]))
+    return wanted <= found and torch.allclose(pooled, cut, atol=1e-5)
+
+
+@CHECKPOINTS(
     "from_pretrained(None, config=, state_dict=, output_loading_info=True) and its missing_keys, unexpected_keys",
     "families.liuhaotian.checkpoint, families.llava",
 )
