@@ -361,7 +361,8 @@ def test_a_finished_result_is_never_overwritten_unasked(tmp_path, monkeypatch, c
         sweep("--seed", "3", "--overwrite")
     assert not ended.value.code
     assert json.loads(result.read_text())["meta"]["seed"] == 3
-    assert sorted(path.suffix for path in result.parent.glob("[!.]*")) == [".json", ".jsonl", ".png"]
+    written = sorted(path.suffix for path in result.parent.glob("[!.]*"))
+    assert written == [".json", ".jsonl", ".jsonl", ".jsonl", ".png"]
 
 
 def test_a_second_sweep_into_one_folder_is_refused_while_the_first_runs(tmp_path):

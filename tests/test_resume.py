@@ -18,7 +18,7 @@ from tests.kills import kill_when, run, start
 from tests.launches import launch
 
 NAME = "fastv_textweighted_layer2_experiment"
-FILES = [f"{NAME}.{ending}" for ending in ("answers.jsonl", "json", "png")]
+FILES = [f"{NAME}.{ending}" for ending in ("answers.jsonl", "json", "pictures.jsonl", "png", "views.jsonl")]
 HEAD = {"points": [["fastv", 2, 64, None, {}], ["none", None, None, None, {}]], "options": {"tokens": [64]}}
 THIRD = 0.1 + 0.2  # a number that needs all of its digits
 
@@ -35,7 +35,8 @@ def answered(number: int) -> Answered:
         for place in range(len(HEAD["points"]))
     ]
     row = {"document": number, "id": str(number), "digest": f"d{number}", "target": "ä"}
-    return Answered(row, 4, None if number else "prompt", outcomes)
+    view = {"uid": f"d{number}", "strategies": [{"budget": THIRD, "seed": None, "answer": "ä"}]}
+    return Answered(row, 4, None if number else "prompt", outcomes, view, [["data:image/png;base64,AA=="]])
 
 
 def written(result: Path, count: int, head: dict = HEAD) -> Path:
@@ -229,7 +230,7 @@ from lmms_textweighted.experiment import answering
 
 def load(*given, whole=answering.load):
     loaded = whole(*given)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
     return loaded
 
 answering.load = load
@@ -317,7 +318,11 @@ def test_every_setting_of_a_run_stands_in_its_journals_first_line(tmp_path):
     llava = PrunedLlava(*load("tiny"))
     head = head_of(experiment, experiment.grid(geometry_of(llava.model))[0], llava, documents_of(experiment))
     assert json.loads(json.dumps(head)) == head
-    assert set(head["options"]) == {item.name for item in fields(Experiment)} - {"output_dir", "overwrite"}
+    assert set(head["options"]) == {item.name for item in fields(Experiment)} - {
+        "output_dir",
+        "overwrite",
+        "html",
+    }
     assert head["options"]["load_options"]["loader"] == "auto"
     ((strategy, layer, budget, _, plan),) = head["points"]
     assert (strategy, layer, budget, plan["stages"][0]["keep_tokens"]) == ("fastv", 2, 64, 64)

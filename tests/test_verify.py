@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.verify.verdict import draw
+from lmms_textweighted.view.files import read_views, write_views
 from tests.kills import run
 from tests.question_files import export_questions
 
@@ -60,6 +62,21 @@ def test_a_falsified_score_is_seen_though_its_document_is_not_drawn(swept, tmp_p
     assert wrong.returncode == 1, wrong.stderr
     assert "text_weighted at 16: accuracy is" in wrong.stdout
     assert "to 1 of 3 documents" in wrong.stdout
+
+
+@pytest.mark.slow
+def test_a_recorded_view_that_shows_other_tokens_is_seen(swept, tmp_path):
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "out" / f"{NAME}.views.jsonl"
+    first, *others = read_views(path)
+    (stage,) = first.strategies[0].stages
+    moved = replace(stage, kept=(*stage.kept[:-1], next(n for n in range(576) if n not in stage.kept)))
+    changed = replace(first, strategies=(replace(first.strategies[0], stages=(moved,)), *first.strategies[1:]))
+    write_views(path, [changed, *others])
+    wrong = verify(tmp_path)
+    assert wrong.returncode == 1, wrong.stderr
+    said = "document 0, text_weighted after layer 2 at 64: the tokens that stay are others than recorded in its view"
+    assert wrong.stdout.splitlines()[0] == said
 
 
 def test_a_share_is_drawn_by_its_seed_and_is_one_at_least():

@@ -94,6 +94,12 @@ def sweep(
     max_pixels: Annotated[int | None, typer.Option(help="Likewise.")] = None,
     min_patches: Annotated[int | None, typer.Option(help="Tiles of a picture (InternVL); likewise.")] = None,
     max_patches: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    views: Annotated[
+        int, typer.Option(help="Record kept tokens, scores, words and pictures of this many documents; 0: of none.")
+    ] = 500,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page of the result here: curves, table and documents in one file.")
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="For the JSON, the PNG and the answers.")] = Path("runs/sweep"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished result.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML with these options; the command line wins.")] = None,

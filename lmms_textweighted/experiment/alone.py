@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.trace import DocumentTrace
 from lmms_textweighted.experiment.outcomes import Outcome
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.inference.memory import alone
@@ -21,10 +22,13 @@ def answer_alone(
     decoding: Decoding,
     ranks: bool,
     judge: Callable[[str], tuple[float, bool]],
+    traced: Callable[[DocumentTrace], None] | None = None,
 ) -> Outcome:
-    """One document under any plan. judge: as for `points.run_document`."""
+    """One document under any plan. judge: as for `points.run_document`. traced: is given the trace."""
     (answer,) = alone(partial(replace(llava, plan=plan).generate, [[message]], decoding, ranks=ranks))
     score, exact = judge(answer.text)
+    if traced is not None:
+        traced(answer.trace)
     found = answer.trace.ranks
     return Outcome(
         answer=answer.text,

@@ -16,6 +16,7 @@ from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.outcomes import Answered, Outcome
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.experiment.progress import progress_on
+from lmms_textweighted.experiment.recording import Recorder, recorder_for, reference_of
 from lmms_textweighted.experiment.timing import Prefill, time_points
 from lmms_textweighted.families import LoadOptions, load
 from lmms_textweighted.harness.documents import Document, Documents
@@ -81,7 +82,8 @@ def answer_all(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    numbers, answered = share(len(documents)), []
+    numbers, answered, unrecorded = share(len(documents)), [], ""
+    described = documents.describe()
     if journal.found:
         console.print(f"goes on after {len(journal.found)} of {len(documents)} documents: {journal.path}", **_LINE)
     with progress_on(console, *columns) as progress:
@@ -92,15 +94,23 @@ def answer_all(
             if number in journal.found:
                 answered.append(_as_it_was(journal, document, row))
                 continue
+            recorder = None
+            if number < experiment.views and not unrecorded:
+                recorder, unrecorded = recorder_for(llava, document, points, experiment.budget)
+            outcomes = _answer(experiment, points, llava, documents, document, decoding, recorder)
             answered.append(
                 Answered(
                     row=row,
                     choices=len(document.fields.get("choices") or ()),
                     prompt=None if number else render(str(llava.template), [document.message], llava.processor),
-                    outcomes=_answer(experiment, points, llava, documents, document, decoding),
+                    outcomes=outcomes,
+                    view=recorder.view(outcomes, reference_of(document, described)) if recorder else None,
+                    pictures=recorder.pictures() if recorder else None,
                 )
             )
             journal.add(answered[-1])
+    if unrecorded:
+        console.print(f"documents are not recorded: {unrecorded}", **_LINE)
     return answered
 
 
@@ -136,6 +146,7 @@ def _answer(
     documents: Documents,
     document: Document,
     decoding: Decoding,
+    recorder: Recorder | None,
 ) -> list[Outcome]:
     """One document at every point. Raises InputError that names the document, whatever went wrong with it."""
     try:
@@ -146,6 +157,7 @@ def _answer(
             decoding=decoding,
             ranks=experiment.ranks,
             judge=partial(documents.judge, document),
+            record=recorder,
         )
     except Exception as error:
         raise InputError(f"{document.name}: {describe(error)}") from error

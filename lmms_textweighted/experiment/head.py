@@ -17,7 +17,7 @@ from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import code_digest, lock_digest, versions
 
 _FORMAT = 1
-_NOT_ACTING = ("output_dir", "overwrite")
+_NOT_ACTING = ("output_dir", "overwrite", "html")
 _SHOWN = 60  # characters of a value that differs
 
 

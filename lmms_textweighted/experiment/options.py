@@ -22,6 +22,7 @@ from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.prompts import check_system_prompt, check_template
 
 DEFAULT_TASK = "shapes_mcq"
+VIEWS = 500  # documents that are recorded where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Experiment:
     draw; the first is the run's. timed: documents whose prefills are timed. against: strategies that all others are
     tested against; None: those of `pairs.REFERENCES` that are run. system_prompt: as for `inference.PrunedLlava`.
     text_tower: a folder or hub name of a CLIP, for strategies that need its text tower.
+    views: documents whose kept tokens, scores, words and pictures are recorded. html: where the page goes.
     """
 
     model_path: str
@@ -58,6 +60,8 @@ class Experiment:
     against: list[str] | None = None
     system_prompt: str | None = None
     text_tower: str | None = None
+    views: int = VIEWS
+    html: Path | None = None
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> Experiment:
@@ -107,6 +111,8 @@ class Experiment:
             against=_names(options["against"]) if options["against"] else None,
             system_prompt=check_system_prompt(options["system_prompt"]),
             text_tower=options["text_tower"],
+            views=_whole("views", options["views"]) or 0,
+            html=None if options["html"] is None else Path(str(options["html"])),
         )
         points, _ = experiment.grid()  # what can be said without the model is said before it is loaded
         experiment.references(points)
@@ -115,6 +121,12 @@ class Experiment:
             raise no_text_tower(needing.strategy)
         if experiment.timed < 0:
             raise InputError(f"time is {experiment.timed}: give a number of documents, or 0")
+        if experiment.views < 0:
+            raise InputError(f"views is {experiment.views}: give a number of documents, or 0")
+        if experiment.html is not None:
+            check_writable(experiment.html.parent)
+            if experiment.html.is_dir():
+                raise InputError(f"html is {str(experiment.html)!r}, which is a folder: give the page a name in it")
         return experiment
 
     def references(self, points: Sequence[Point]) -> list[str]:

@@ -31,13 +31,16 @@ class Outcome:
 class Answered:
     """What the result needs of a document. Kept whole, their pictures would fill the memory.
 
-    row: what stands in front of each of its answers. prompt: of the first document alone.
+    row: what stands in front of each of its answers. prompt: of the first document alone. view, pictures: as
+    `recording.Recorder` has them; None of a document that is not recorded.
     """
 
     row: dict[str, Any]
     choices: int
     prompt: str | None
     outcomes: list[Outcome]
+    view: dict[str, Any] | None = None
+    pictures: list[list[str]] | None = None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefi
 from lmms_textweighted.engine.decoder import find_decoder
 from lmms_textweighted.engine.fanout import Continuation, Prefix, can_share, continue_prefix, row_lengths
 from lmms_textweighted.engine.plan import Plan
+from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
 from lmms_textweighted.experiment.alone import answer_alone
 from lmms_textweighted.experiment.grid import Point, check_points, make_points
 from lmms_textweighted.experiment.outcomes import Outcome
@@ -22,6 +23,8 @@ from lmms_textweighted.inference.memory import alone, in_halves
 from lmms_textweighted.prompts import Message
 
 __all__ = ["Outcome", "Point", "check_points", "make_points", "run_document"]
+
+Record = Callable[[int, Sequence[StageTrace]], None]
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
 
@@ -34,22 +37,35 @@ def run_document(
     decoding: Decoding,
     ranks: bool,
     judge: Callable[[str], tuple[float, bool]],
+    record: Record | None = None,
 ) -> list[Outcome]:
     """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target).
+    record: is told each point's place and its stages.
 
     Points whose plan `can_share` go on from one prefill a layer and text scope; each other plan runs by itself, once.
     """
     outcomes: list[Outcome | None] = [None] * len(points)
     shared = [place for place, point in enumerate(points) if can_share(point.plan)]
-    for place, outcome in _shared(llava, message, points, shared, decoding, ranks, judge).items():
+    for place, outcome in _shared(llava, message, points, shared, decoding, ranks, judge, record).items():
         outcomes[place] = outcome
     alone: dict[Plan, Outcome] = {}
+    traces: dict[Plan, DocumentTrace] = {}
     for place, point in enumerate(points):
         if outcomes[place] is None:
             plan = replace(point.plan, name="")
             if plan not in alone:
-                alone[plan] = answer_alone(llava, message, plan, decoding=decoding, ranks=ranks, judge=judge)
+                alone[plan] = answer_alone(
+                    llava,
+                    message,
+                    plan,
+                    decoding=decoding,
+                    ranks=ranks,
+                    judge=judge,
+                    traced=partial(traces.__setitem__, plan),
+                )
             outcomes[place] = replace(alone[plan])
+            if record is not None:
+                record(place, traces[plan].stages)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -61,6 +77,7 @@ def _shared(
     decoding: Decoding,
     ranks: bool,
     judge: Callable[[str], tuple[float, bool]],
+    record: Record | None,
 ) -> dict[int, Outcome]:
     """The outcomes of the points that go on from a shared prefix, by their places."""
     outcomes: dict[int, Outcome] = {}
@@ -87,6 +104,8 @@ def _shared(
                 whole = [prefix.layout.lengths[0]] * shape.layers
                 text = cut(llava.processor.tokenizer.decode(done.tokens, skip_special_tokens=True), decoding.until)
                 score, exact = judge(text)
+                if record is not None:
+                    record(place, _stages(prefix, points[place]))
                 outcomes[place] = Outcome(
                     answer=text,
                     score=score,
@@ -99,6 +118,14 @@ def _shared(
                     flops_ratio=prefill_flops(shape, lengths) / prefill_flops(shape, whole),
                 )
     return outcomes
+
+
+def _stages(prefix: Prefix, point: Point) -> list[StageTrace]:
+    """What a point kept and why; nothing where it removes nothing, or there is nothing to remove."""
+    stage = point.stage
+    if stage is None or stage.keep_tokens is None or not len(prefix.image):
+        return []
+    return [prefix.stage(stage.scorer, stage.keep_tokens, point.plan.keep_scope)]
 
 
 def _continue(

@@ -19,9 +19,12 @@ from lmms_textweighted.experiment.journal import Journal
 from lmms_textweighted.experiment.meta import meta_of
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.outcomes import Answered, collect
+from lmms_textweighted.experiment.recorded import PICTURES, VIEWS, recorded, views_in, write_recorded
 from lmms_textweighted.experiment.tables import print_tables
+from lmms_textweighted.experiment.webpage import page_of
 from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.inference import geometry_of
+from lmms_textweighted.page import write_page
 from lmms_textweighted.parallel.processes import gather, join, placed, world
 from lmms_textweighted.parallel.watch import watch_others
 
@@ -74,8 +77,11 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     if main:
         write_result(experiment, points, data, answered)
         print_tables(data, console)
-        for name in ("json", "png"):
+        for name in ("json", "png", *((VIEWS,) if views_in(answered) else ())):
             console.print(f"wrote {experiment.target(name)}", soft_wrap=True)
+        if experiment.html is not None:
+            write_page(experiment.html, page_of(data, recorded(experiment.target("json"))))
+            console.print(f"page: {experiment.html.resolve()}", soft_wrap=True)
     if state is not None:
         state.wait_for_everyone()
         state.end_training()
@@ -86,7 +92,7 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
 def write_result(
     experiment: Experiment, points: Sequence[Point], data: dict[str, Any], answered: list[Answered]
 ) -> None:
-    """The three files, the JSON last: where it is new, so are the others."""
+    """The result's files, the JSON last: where it is new, so are the others."""
     from lmms_textweighted.experiment.picture import draw  # matplotlib is slow to import
 
     try:
@@ -94,6 +100,12 @@ def write_result(
             json_file, picture, answers = (
                 files.enter_context(whole_file(experiment.target(name))) for name in ("json", "png", "answers.jsonl")
             )
+            if views_in(answered):
+                views, images = (files.enter_context(whole_file(experiment.target(name))) for name in (VIEWS, PICTURES))
+                write_recorded(views, images, answered)
+            else:  # those of a result that is replaced
+                for name in (VIEWS, PICTURES):
+                    experiment.target(name).unlink(missing_ok=True)
             with answers.open("w", encoding="utf-8") as file:
                 for document in answered:
                     write_answers(file, document.row, points, document.outcomes)

@@ -17,12 +17,16 @@ from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.grid import check_points
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.points import run_document
+from lmms_textweighted.experiment.recorded import recorded
+from lmms_textweighted.experiment.recording import Recorder, uid_of
 from lmms_textweighted.families import LoadOptions
 from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
 from lmms_textweighted.verify.model import compare_models, compare_software
 from lmms_textweighted.verify.verdict import Verdict, draw
+from lmms_textweighted.view.compact import from_data
+from lmms_textweighted.view.record import DocumentView
 
 _ACTED = ("answer", "score", "exact", "kept_tokens")
 _SAME = 1e-9  # of a mean that is computed again
@@ -58,11 +62,15 @@ def verify_sweep(
     points, _ = experiment.grid(geometry_of(llava.model))
     check_points(points, llava)
     documents = documents_of(experiment)
+    views = {view.uid: view for view, _ in recorded(path)}
     for number in chosen:
         document, found = documents[number], {_place(line): line for line in rows[number]}
         if any(line["digest"] != document.digest for line in rows[number]):
             verdict.differences.append(f"document {number}: text, target or pictures are others than recorded")
             continue
+        view, recorder = views.get(uid_of(document.digest)), None
+        if view is not None:
+            recorder = Recorder(llava, document, points, experiment.budget)
         outcomes = run_document(
             llava,
             document.message,
@@ -70,7 +78,11 @@ def verify_sweep(
             decoding=documents.decoding,
             ranks=False,
             judge=partial(documents.judge, document),
+            record=recorder,
         )
+        if view is not None and recorder is not None:
+            again = from_data(recorder.view(outcomes, view.reference))
+            verdict.differences += [f"document {number}, {what}" for what in _kept(view, again)]
         for point, outcome in zip(points, outcomes, strict=True):
             place = (point.strategy, point.layer, point.budget, point.seed)
             verdict.answers += 1
@@ -145,6 +157,18 @@ def _compared(where: str, line: dict[str, Any] | None, outcome: dict[str, Any]) 
         if line[name] != outcome[name]:
             yield f"{where}: {name} is {outcome[name]!r}, recorded is {line[name]!r}"
             return
+
+
+def _kept(view: DocumentView, again: DocumentView) -> Iterator[str]:
+    """Points of a recorded document that kept other tokens than they keep now."""
+    there = {strategy.key: strategy for strategy in view.strategies}
+    for strategy in again.strategies:
+        known = there.get(strategy.key)
+        name = _named((strategy.strategy, strategy.pruning_layer, strategy.budget, strategy.seed))
+        if known is None:
+            yield f"{name}: its view is not recorded"
+        elif [stage.kept for stage in known.stages] != [stage.kept for stage in strategy.stages]:
+            yield f"{name}: the tokens that stay are others than recorded in its view"
 
 
 def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
