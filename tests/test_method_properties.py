@@ -93,6 +93,19 @@ def test_a_pruned_prefill_is_that_of_float64_formulas(model, method, positions, 
 
 
 @every_method
+def test_a_method_that_may_merge_says_so_and_has_no_ranks(model, method):
+    inputs = make_inputs(model, [TWO], seed=4)
+    plan = plan_of(method, 8)
+    with prune_asked(model, plan, inputs, ranks=True) as trace:
+        model(**inputs)
+    (document,) = trace.documents
+    merged = any(stage.sources for stage in document.stages)
+    assert bool(plan.unranked) >= merged
+    assert (document.ranks is None) == bool(plan.unranked)
+    assert document.summary().get("unranked", "") == plan.unranked
+
+
+@every_method
 def test_what_is_removed_matters(model, method):
     """Else the comparison above would hold for any choice."""
     inputs = make_inputs(model, [ONE], seed=8)

@@ -83,6 +83,8 @@ def test_ranks_that_were_not_measured_are_missing_but_text_only_documents_are_no
     document = add_trace_columns(documents())[0]
     store.put(document["uid"], "prompt", {**RECORD, "numeric_rank": None})
     assert score_with_trace(document, ["A"])["traces_missing"] == 1.0
+    store.put(document["uid"], "prompt", {**RECORD, "numeric_rank": None, "unranked": "pool merges tokens"})
+    assert score_with_trace(document, ["A"])["traces_missing"] == 0.0
     store.put(document["uid"], "prompt", {**RECORD, "kept_tokens": 0, "numeric_rank": None})
     assert score_with_trace(document, ["A"])["traces_missing"] == 0.0
 

@@ -154,6 +154,14 @@ class Plan:
         reads = [stage.scorer.tower_reads for stage in self.stages]
         return any(read is not None and read.text for read in reads)
 
+    @property
+    def unranked(self) -> str:
+        """Why the last layer's ranks cannot be measured under this plan; "" where they can."""
+        for stage in self.stages:
+            if stage.scorer.merges:
+                return f"{stage.scorer.name} merges tokens: the last layer's attention is not among image tokens alone"
+        return ""
+
     def check(self, num_layers: int, image_tokens: int | None = None) -> None:
         """Raise PlanError when the plan does not fit a decoder of `num_layers` layers.
 

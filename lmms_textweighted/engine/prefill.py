@@ -74,7 +74,9 @@ class Prefill:
         self._score(place, self.shortened[self.plan.stages[place].scored_at], query, key, scaling)
 
     def rank(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        """Note the ranks of a layer's image-to-image attention."""
+        """Note the ranks of a layer's image-to-image attention; of none where the plan merges (`Plan.unranked`)."""
+        if self.plan.unranked:
+            return
         layout = self.layout_at(layer)
         for row, document in enumerate(self.documents):
             image, _ = positions_of(layout, row)

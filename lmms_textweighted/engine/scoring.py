@@ -136,6 +136,11 @@ class Scorer(ABC):
         return type(self).choose is Scorer.choose
 
     @property
+    def merges(self) -> bool:
+        """Whether what stays may be new vectors, of several tokens or of none."""
+        return False
+
+    @property
     def nested(self) -> bool:
         """Whether what stays at a budget of `keep_tokens` stays at every larger one, too."""
         return self.keeps_the_best

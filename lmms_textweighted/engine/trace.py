@@ -39,7 +39,7 @@ class DocumentTrace:
 
     lengths: tokens that each decoder layer saw. image_lengths: image tokens among them.
     full_length: tokens without pruning, with pictures of the model's own size. image_tokens: the pictures' among them.
-    spared: those that smaller pictures never had. ranks: the last layer's, where asked for.
+    spared: those that smaller pictures never had. ranks: the last layer's, where asked for and `Plan.unranked` is "".
     """
 
     plan: Plan
@@ -128,6 +128,8 @@ class DocumentTrace:
         if self.ranks is not None:
             data["numeric_rank"] = self.ranks.numeric_mean
             data["effective_rank"] = self.ranks.effective_mean
+        if self.plan.unranked:
+            data["unranked"] = self.plan.unranked
         return data
 
 

@@ -22,7 +22,8 @@ MAIN_STRATEGY = "text_weighted"
 
 
 def summarise(curve: Curve, image_tokens: int, pairs: Sequence[Pair] = ()) -> dict[str, Any]:
-    """One curve's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null.
+    """One curve's block: a list a figure, in the order of `tokens`. Ranks that were not measured are null; where they
+    cannot be, `unranked` says why.
 
     image_tokens: of a picture, where nothing leaves. pairs: the result's paired tests; the curve's own stand in
     `paired`. Seconds stand in the block where prefills were timed.
@@ -42,6 +43,7 @@ def summarise(curve: Curve, image_tokens: int, pairs: Sequence[Pair] = ()) -> di
         "exact_equality": [fmean(o.exact for o in outcomes) for outcomes in points],
         "numeric_ranks": [_mean([o.numeric_rank for o in outcomes]) for outcomes in points],
         "effective_ranks": [_mean([o.effective_rank for o in outcomes]) for outcomes in points],
+        **({"unranked": unranked} if (unranked := next(filter(None, (p.unranked for p in curve.plans)), "")) else {}),
         "equivalent_tokens": [fmean(o.equivalent_tokens for o in outcomes) for outcomes in points],
         "flops_ratio": [fmean(o.flops_ratio for o in outcomes) for outcomes in points],
         **(_by_seed(curve) if len(curve.seeds) > 1 else {}),
@@ -98,6 +100,11 @@ def blocks_of(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         for strategy, found in data["strategies"].items()
         for block in (found.values() if several else [found])
     ]
+
+
+def unranked(data: dict[str, Any]) -> dict[str, str]:
+    """The strategies of a result whose ranks cannot be measured, and why."""
+    return {strategy: block["unranked"] for strategy, block in blocks_of(data) if "unranked" in block}
 
 
 def scores_of(metric: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.answering import answer_all, documents_of, model_of, time_all
 from lmms_textweighted.experiment.claim import claiming
-from lmms_textweighted.experiment.files import experiment_data, whole_file, write_answers, write_json
+from lmms_textweighted.experiment.files import experiment_data, unranked, whole_file, write_answers, write_json
 from lmms_textweighted.experiment.grid import Point, check_points
 from lmms_textweighted.experiment.head import head_of
 from lmms_textweighted.experiment.journal import Journal
@@ -77,6 +77,9 @@ def run_experiment(experiment: Experiment) -> dict[str, Any]:
     if main:
         write_result(experiment, points, data, answered)
         print_tables(data, console)
+        if experiment.ranks:
+            for name, why in unranked(data).items():
+                console.print(f"no ranks of {name}: {why}", soft_wrap=True, markup=False, highlight=False)
         for name in ("json", "png", *((VIEWS,) if views_in(answered) else ())):
             console.print(f"wrote {experiment.target(name)}", soft_wrap=True)
         if experiment.html is not None:

@@ -42,7 +42,7 @@ def split_generation_kwargs(
     be.
     """
     for name in sorted(set(kwargs) - _UNDERSTOOD):
-        _warn(f"generation kwarg {name!r} has no meaning for llava_textweighted and is not used")
+        warn_once(f"generation kwarg {name!r} has no meaning for llava_textweighted and is not used")
     until = kwargs.get("until")
     until = () if until is None else (until,) if isinstance(until, str) else until
     if not isinstance(until, list | tuple) or not all(isinstance(stop, str) for stop in until):
@@ -67,7 +67,7 @@ def split_generation_kwargs(
     )
     contradiction = _contradiction(kwargs, decoding)
     if contradiction:
-        _warn(contradiction)
+        warn_once(contradiction)
     return decoding, bool(kwargs.get(RANKS_KEY, False))
 
 
@@ -117,7 +117,7 @@ def _number(
     return int(number) if whole else number
 
 
-def _warn(text: str) -> None:
+def warn_once(text: str) -> None:
     """Once: the same kwargs come with every batch."""
     if text not in _WARNED:
         _WARNED.add(text)

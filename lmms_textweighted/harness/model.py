@@ -21,7 +21,7 @@ from lmms_textweighted.families import load
 from lmms_textweighted.harness.batches import batches
 from lmms_textweighted.harness.cache_key import add_to_cache_key, restore_cache_key
 from lmms_textweighted.harness.command_line import CHAT_TEMPLATE, asked_decoding, asked_runs, check_supported
-from lmms_textweighted.harness.generation import asked_aspect_ratio, check_acts, split_generation_kwargs
+from lmms_textweighted.harness.generation import asked_aspect_ratio, check_acts, split_generation_kwargs, warn_once
 from lmms_textweighted.harness.lazy import Lazy
 from lmms_textweighted.harness.local import check_local_questions
 from lmms_textweighted.harness.output import check_output_paths
@@ -237,6 +237,8 @@ class LlavaTextweighted(lmms):
             check_acts(prepared[0][1], decoding, self._asked_decoding)
             began = time.perf_counter()
             ranks, ratio = ranks or self.settings.ranks, self._aspect_ratio(prepared[0][1])
+            if ranks and self.llava.plan.unranked:
+                warn_once(f"ranks are not measured: {self.llava.plan.unranked}")
 
             answer_all = partial(self.llava.generate, decoding=decoding, ranks=ranks, image_aspect_ratio=ratio)
             try:

@@ -29,7 +29,8 @@ def score_with_trace(document: dict[str, Any], results: list[str]) -> dict[str, 
     """A task's `process_results`: ScienceQA's exact match, the pruning figures and the last layer's ranks.
 
     A figure that was not measured is NaN; `traces_missing` is 1 for a document of which nothing is known, or whose
-    picture was seen but whose ranks were not measured.
+    picture was seen but whose ranks were not measured. Under a plan that merges there are none (`Plan.unranked`), which
+    the model says when it is asked for them.
     """
     record = find_record(document["trace_store"], document["uid"])
     figures = {
@@ -37,7 +38,7 @@ def score_with_trace(document: dict[str, Any], results: list[str]) -> dict[str, 
         for metric, field in TRACE_METRICS.items()
     }
     unranked = record is not None and record["kept_tokens"] > 0 and record.get("numeric_rank") is None
-    missing = float(record is None or unranked)
+    missing = float(record is None or (unranked and not record.get("unranked")))
     return {**sqa_process_results(document, results), **figures, MISSING_METRIC: missing}
 
 

@@ -86,6 +86,10 @@ class Pool(Scorer):
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         return _no_scores(seen)
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.hidden[leaving.image]
         kept: list[torch.Tensor] = []

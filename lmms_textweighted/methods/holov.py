@@ -83,6 +83,10 @@ class QuotaOfRuns(ClassAttention):
             raise PlanError(unknown("surplus", self.surplus, SURPLUS))
         object.__setattr__(self, "name", "holov" if self.surplus == "zeros" else f"holov_{self.surplus}")
 
+    @property
+    def merges(self) -> bool:
+        return self.surplus == "zeros"
+
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.hidden[leaving.image].float()
         kept: list[torch.Tensor] = []

@@ -97,6 +97,10 @@ class PrunedAndMerged(Scorer):
         scores = given_tower(self, seen).wide_class_row(BEHIND)
         return scores, scores[:0]
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
         vectors, keys = tower.vectors, normalize(tower.keys(BEHIND).flatten(1), dim=-1)

@@ -62,6 +62,10 @@ class Recycle(Scorer):
         weights = weights_of_raters(self, seen)
         return weights @ attention[:, seen.image], weights
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.hidden[leaving.image]
         kept: list[list[torch.Tensor]] = [[] for _ in leaving.sizes]

@@ -72,6 +72,10 @@ class TextMetric(Scorer):
         scores = torch.cat([part.softmax(dim=-1) for part in alike.split(list(seen.sizes))])
         return scores, scores[:0]
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
         share = outlier_share(leaving.scores) if self.count == "outliers" else 1.0

@@ -48,6 +48,10 @@ class DominantAndContextual(ClassAttention):
     def tower_reads(self) -> TowerReads:
         return TowerReads(class_rows=(FEATURES,), keys=(FEATURES,), vectors=True, class_vector=True)
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
         vectors, keys = tower.vectors, normalize(tower.keys().mean(dim=1), dim=-1)

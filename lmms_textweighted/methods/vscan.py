@@ -57,6 +57,10 @@ class LocalAndGlobal(Scorer):
         scores = given_tower(self, seen).class_row()
         return scores, scores[:0]
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
         shallow, window = tower.class_row(SHALLOW), window_of(tower.patch, math.isqrt(tower.patches))
