@@ -15,8 +15,10 @@ way round (issues 9, 14 of Theia-4869/CDPruner). Neither is ours to mend: take t
 The question is what the user says without LLaVA's closing instructions, options and hints included, as the authors'
 scripts have it; a text longer than CLIP's 77 tokens is cut into segments of 77, of which only the first has the begin
 token and only the last the end token. Needed is CLIP's text tower (`text_tower`), which no LLaVA has. Its work is not
-in the FLOPs. The authors normalise x in half precision; here it is float32, and a determinant that is only rounding
-takes the earlier token.
+in the FLOPs. The authors normalise x in half precision; here it is float32. Where all that is left adds less than 1e-6
+of what the first token did, the earlier token comes first; the authors' code goes on until it divides by 0, and then
+keeps fewer tokens than K without a word. That takes a picture whose tokens span less than K dimensions, as those of the
+embedded model do: its 576 tokens, 128 wide, span about 108.
 """
 
 from __future__ import annotations
