@@ -45,12 +45,13 @@ def groups_by_image(leaving: Leaving) -> list[Group]:
     return [Group(part, count) for part, count in zip(whole.index.split(list(sizes)), counts, strict=True)]
 
 
-def as_choice(leaving: Leaving, kept: Sequence[torch.Tensor], merged: Sequence[Merged] = ()) -> Choice:
+def as_choice(
+    leaving: Leaving, kept: Sequence[torch.Tensor], merged: Sequence[Merged] = (), *, flops: int = 0
+) -> Choice:
     """A choice of indices into `Leaving.image` that stand image by image already."""
     chosen = torch.cat([leaving.image.new_zeros(0), *kept])
-    return Choice(
-        chosen, tuple(torch.bincount(image_of(leaving, chosen), minlength=len(leaving.sizes)).tolist()), tuple(merged)
-    )
+    sizes = torch.bincount(image_of(leaving, chosen), minlength=len(leaving.sizes)).tolist()
+    return Choice(chosen, tuple(sizes), tuple(merged), flops)
 
 
 def image_of(leaving: Leaving, index: torch.Tensor) -> torch.Tensor:

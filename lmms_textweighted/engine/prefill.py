@@ -17,7 +17,7 @@ from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
-from lmms_textweighted.engine.tower import TowerSeen
+from lmms_textweighted.engine.tower import Spent, TowerSeen
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
 
 
@@ -26,6 +26,7 @@ class Prefill:
 
     layout: of the whole sequences. keys: for each row, what a choice by chance draws from; empty where no stage does.
     tower: for each row, image tokens' numbers -> what was seen of the vision tower there; empty where no stage looks.
+    tower_spent: what that looking cost; it counts with the first stage that looks.
     documents: the rows' traces, filled in as the layers run. shortened: for each layer, the sequence it runs on where
     that is not the whole one; decoding goes on from it.
     """
@@ -40,8 +41,9 @@ class Prefill:
         keys: Sequence[str],
         seed: int,
         tower: Sequence[Callable[[torch.Tensor], TowerSeen] | None] = (),
+        tower_spent: Spent | None = None,
     ) -> None:
-        self.tower = tower
+        self.tower, self.tower_spent = tower, tower_spent or Spent()
         self.plan, self.layout, self.decoder, self.keys, self.seed = plan, layout, decoder, keys, seed
         self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
@@ -64,6 +66,10 @@ class Prefill:
         # Of each stage: for every row, scores of its image tokens and weights of the rows that were read.
         self._scored: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._seconds: dict[int, float] = defaultdict(float)
+        looking = [place for place, stage in enumerate(plan.stages) if stage.scorer.tower_reads is not None]
+        self._looks_first = looking[0] if looking else None
+        if looking:
+            self._seconds[looking[0]] = self.tower_spent.seconds
 
     def layout_at(self, layer: int) -> Layout:
         """The layout of the sequence that a layer runs on."""
@@ -170,6 +176,8 @@ class Prefill:
             sizes.append(choice.sizes)
             merged += [(row, chosen[part.slot], part.vector) for part in choice.merged]
             document.stages.append(self._trace(stage, previous, row, image, text, scores, weights, choice))
+            if place == self._looks_first:
+                document.stages[-1].flops += self.tower_spent.flops * len(layout.image_sizes[row])
         seconds = self._seconds.pop(place, 0.0) + time.perf_counter() - began
         for document in self.documents:
             document.stages[-1].seconds = seconds
@@ -246,7 +254,8 @@ class Prefill:
                 layout.lengths[row],
                 projected=stage.scored_ahead,
                 keys_only=stage.scorer.reads is Rows.KEYS and len(image) > 0,
-            ),
+            )
+            + choice.flops,
         )
 
     def _seen(

@@ -207,8 +207,16 @@ class _Session:
                     )
                 self.plan.check(len(self.layers), size if picture is None else picture.of)
         tower = () if self.watch is None else self.watch.taken(prompts, _by_row(self.texts, "texts", rows))
-        keys = self._keys(prompts)
-        return Prefill(self.plan, layout, self.decoder, self.shape, keys=keys, seed=self.seed, tower=tower)
+        return Prefill(
+            self.plan,
+            layout,
+            self.decoder,
+            self.shape,
+            keys=self._keys(prompts),
+            seed=self.seed,
+            tower=tower,
+            tower_spent=None if self.watch is None else self.watch.spent,
+        )
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:
         if not any(stage.scorer.reads is Rows.NONE for stage in self.plan.stages):

@@ -93,11 +93,14 @@ class Merged:
 @dataclass(frozen=True)
 class Choice:
     """Which image tokens stay. kept: [K] indices into the image tokens, image by image, in the order in which they
-    stand afterwards. sizes: how many stay of each image, K in all. merged: those that get a new vector."""
+    stand afterwards. sizes: how many stay of each image, K in all. merged: those that get a new vector. flops: of the
+    choice's matrix products and distances, 2 a b c for [a, b] x [b, c]; a new vector's way through the projector, sums
+    and sorts are not counted."""
 
     kept: torch.Tensor
     sizes: tuple[int, ...]
     merged: tuple[Merged, ...] = ()
+    flops: int = 0
 
 
 class Scorer(ABC):

@@ -23,6 +23,10 @@ class Selector(ABC):
     def select(self, features: torch.Tensor, scores: torch.Tensor, keep: int) -> torch.Tensor:
         """Indices [keep] of the tokens that stay, ascending. features: [N, W] float32. scores: [N]. keep: 0 … N."""
 
+    def flops(self, tokens: int, width: int, keep: int) -> int:
+        """FLOPs of its matrix products for N tokens: by default of all cosines, 2 N^2 W."""
+        return 2 * tokens * tokens * width
+
 
 class SetScorer(Scorer):
     """A scorer whose choice is a selector's, among the tokens of each image (or of the prompt, by the plan's scope).
@@ -40,11 +44,12 @@ class SetScorer(Scorer):
 
     def choose(self, leaving: Leaving) -> Choice:
         features, selector = self.features(leaving).float(), self.selector
-        kept = [
-            group.index[selector.select(features[group.index], leaving.scores[group.index], group.keep)]
-            for group in groups_of(leaving)
-        ]
-        return as_choice(leaving, kept)
+        kept, flops = [], 0
+        for group in groups_of(leaving):
+            index = group.index
+            kept.append(index[selector.select(features[index], leaving.scores[index], group.keep)])
+            flops += selector.flops(len(index), features.shape[1], group.keep)
+        return as_choice(leaving, kept, flops=flops)
 
     @property
     def nested(self) -> bool:

@@ -154,9 +154,21 @@ class TowerSeen:
         return self.found[what, layer].flatten(0, 1)[self.index]
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What looking cost in one prefill. seconds: on the host, of all pictures. flops: of each picture: 2 S W for a row
+    of attention over S tokens, all heads together W wide; 2 S^2 W for the means of its columns."""
+
+    seconds: float = 0.0
+    flops: int = 0
+
+
 @dataclass
 class Watch:
-    """Notes what `reads` names of every picture that a tower is given while it is attached. text_tower: for `text`."""
+    """Notes what `reads` names of every picture that a tower is given while it is attached. text_tower: for `text`.
+
+    spent: what that took, of the pictures that were `taken` last.
+    """
 
     tower: Tower
     reads: TowerReads
@@ -165,6 +177,8 @@ class Watch:
     found: dict[tuple[str, TowerLayer], list[torch.Tensor]] = field(default_factory=dict)
     count: int = 0
     seconds: float = 0.0
+    flops: int = 0
+    spent: Spent = field(default_factory=lambda: Spent())
     _generating: bool = False
     _patches: int = 0
 
@@ -206,6 +220,7 @@ class Watch:
         """
         found = {key: torch.cat(parts) for key, parts in self.found.items()}
         patches, count = self._patches, self.count
+        self.spent = Spent(self.seconds, self.flops // max(1, count))
         self._clear()
         rows = prompts.pictures
         if rows is None:
@@ -264,13 +279,17 @@ class Watch:
 
     def _clear(self) -> None:
         self.found, self.count, self._patches = {}, 0, 0
+        self.seconds, self.flops = 0.0, 0
 
     def _note(
         self, wanted: Sequence[tuple[str, TowerLayer]], query: torch.Tensor, key: torch.Tensor, scaling: float
     ) -> None:
         began = time.perf_counter()
         front = int(self.tower.class_token)
+        pictures, heads, length, width = query.shape
         for what, layer in wanted:
+            rows = {"keys": 0, "column_means": length}.get(what, 1)
+            self.flops += 2 * pictures * rows * length * heads * width
             if what == "keys":
                 made = key[:, :, front:].transpose(1, 2).float()
             elif what == "column_means":

@@ -18,8 +18,9 @@ class StageTrace:
     kept: image tokens that stay. candidates: image tokens that were scored. scores: float32, one a candidate.
     text: tokens whose rows were read: text tokens as the plan's text_scope says, or what else the scorer reads.
     text_weights: float32, one a row (empty where none is read). sources: for each kept token that was merged, the
-    tokens that went in, its own first. flops: of the scores; see `cost.scoring_flops`. seconds: that scoring and
-    choosing took on the host, of the whole batch.
+    tokens that went in, its own first. flops: of the attention rows that were computed, in the decoder
+    (`cost.scoring_flops`) and in the vision tower (`tower.Spent`), and of the choice (`scoring.Choice`). seconds: that
+    looking, scoring and choosing took on the host, of the whole batch.
     """
 
     layer: int

@@ -82,15 +82,13 @@ class LeastAlike(Scorer):
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.norm(leaving.hidden)
         image, text = vectors[leaving.image], vectors[leaving.text]
-        kept = [
-            group.index[
-                least_like_pivots(
-                    image[group.index], text, leaving.scores[group.index], leaving.weights, group.keep, self.pivots
-                )
-            ]
-            for group in groups_of(leaving)
-        ]
-        return as_choice(leaving, kept)
+        kept, flops = [], 0
+        for group in groups_of(leaving):
+            index, scores = group.index, leaving.scores[group.index]
+            kept.append(index[least_like_pivots(image[index], text, scores, leaving.weights, group.keep, self.pivots)])
+            pivots = min(self.pivots, group.keep, len(index)) + min(self.pivots, len(text))
+            flops += 2 * pivots * len(index) * image.shape[1]
+        return as_choice(leaving, kept, flops=flops)
 
 
 DART = OneStage("dart", "DART", "DART, Wen et al., EMNLP 2025, arXiv 2502.11494", LeastAlike(), layer=1)

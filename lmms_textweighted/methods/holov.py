@@ -91,11 +91,13 @@ class QuotaOfRuns(ClassAttention):
         vectors = leaving.hidden[leaving.image].float()
         kept: list[torch.Tensor] = []
         merged: list[Merged] = []
+        flops = 0
         for group in groups_by_image(leaving):
             if group.keep in (0, len(group.index)):
                 kept.append(group.index[: group.keep])
                 continue
             runs = group.index.split(run_sizes(len(group.index)))
+            flops += sum(2 * len(run) ** 2 * vectors.shape[1] for run in runs if len(run) > 1)
             scores = torch.stack([run_score(vectors[run], leaving.scores[run]) for run in runs])
             counts = quotas(scores.double(), list(map(len, runs)), group.keep, self.surplus == "spread")
             for run, count in zip(runs, counts, strict=True):
@@ -108,7 +110,7 @@ class QuotaOfRuns(ClassAttention):
                 zero = torch.zeros_like(leaving.hidden[0])
                 merged += [Merged(before + place, zero, empty[:0]) for place in range(missing)]
                 kept.append(empty)
-        return as_choice(leaving, kept, merged)
+        return as_choice(leaving, kept, merged, flops=flops)
 
 
 HOLOV = BeforeTheModel("holov", "HoloV", "HoloV, Zou et al., NeurIPS 2025", QuotaOfRuns())

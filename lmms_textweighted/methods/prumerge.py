@@ -106,6 +106,7 @@ class PrunedAndMerged(Scorer):
         vectors, keys = tower.vectors, normalize(tower.keys(BEHIND).flatten(1), dim=-1)
         kept: list[torch.Tensor] = []
         merged: list[Merged] = []
+        flops = 0
         for group in groups_by_image(leaving):
             index = group.index
             if group.keep == 0 or (group.keep == len(index) and not self.adaptive):
@@ -122,6 +123,8 @@ class PrunedAndMerged(Scorer):
             else:
                 made = features[stay] + weights @ features
                 made = torch.cat([made, (scores[gone] @ features[gone])[None]])
+            flops += 2 * len(stay) * len(index) * (keys.shape[1] + features.shape[1])
+            flops += 0 if self.mean else 2 * len(gone) * features.shape[1]
             before = sum(map(len, kept))
             new = tower.project(made.to(vectors.dtype))
             sources = torch.cat([stay[:, None], near], dim=1)
@@ -131,7 +134,7 @@ class PrunedAndMerged(Scorer):
                 merged.append(Merged(before + len(stay), new[-1], index[gone]))
                 order = torch.cat([order, index[gone[:1]]])
             kept.append(order)
-        return as_choice(leaving, kept, merged)
+        return as_choice(leaving, kept, merged, flops=flops)
 
     def _stay(self, scores: torch.Tensor, keep: int) -> torch.Tensor:
         """The patches that stay, in their new order, without the extra token."""

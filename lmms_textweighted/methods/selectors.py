@@ -118,6 +118,10 @@ class Determinantal(Selector):
 
         return greedy(gain(), keep, after)
 
+    def flops(self, tokens: int, width: int, keep: int) -> int:
+        """2 N^2 W for all cosines, and 2 t N for what t tokens span of the next one's row: N K (K - 1) in all."""
+        return super().flops(tokens, width, keep) + tokens * keep * max(0, keep - 1)
+
 
 @dataclass(frozen=True)
 class WithoutDuplicates(Selector):
@@ -147,3 +151,6 @@ class WithoutDuplicates(Selector):
             even = even[torch.sort(double, descending=True, stable=True).indices[leave:]]
             rest = torch.cat([even, odd])
         return torch.cat([order[:first], rest]).sort().values
+
+    def flops(self, tokens: int, width: int, keep: int) -> int:
+        return super().flops(tokens, width, keep) if keep > int(keep * self.important) else 0

@@ -70,6 +70,7 @@ class Recycle(Scorer):
         vectors = leaving.hidden[leaving.image]
         kept: list[list[torch.Tensor]] = [[] for _ in leaving.sizes]
         clusters: list[list[torch.Tensor]] = [[] for _ in leaving.sizes]
+        flops = 0
         for group in groups_of(leaving):
             scores = leaving.scores[group.index]
             count = group.keep if self.extra else kept_beside_merged(len(scores), group.keep)
@@ -77,7 +78,9 @@ class Recycle(Scorer):
             for image, part in enumerate(_by_image(leaving, group.index[best])):
                 kept[image].append(part)
             most = None if self.extra and group.keep else group.keep
-            for cluster in _clusters(scores, best, vectors[group.index], most):
+            found = _clusters(scores, best, vectors[group.index], most)
+            flops += 2 * sum(map(len, found)) ** 2 * vectors.shape[1]
+            for cluster in found:
                 members = group.index[cluster]
                 clusters[int(image_of(leaving, members[:1]))].append(members)
         order, merged = [], []
@@ -89,7 +92,7 @@ class Recycle(Scorer):
                     mean = vectors[members].float().mean(dim=0).to(vectors.dtype)
                     merged.append(Merged(slot, mean, members))
                 order.append(members[:1])
-        return as_choice(leaving, order, merged)
+        return as_choice(leaving, order, merged, flops=flops)
 
 
 def _clusters(scores: torch.Tensor, kept: torch.Tensor, vectors: torch.Tensor, most: int | None) -> list[torch.Tensor]:

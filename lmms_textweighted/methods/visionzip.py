@@ -57,6 +57,7 @@ class DominantAndContextual(ClassAttention):
         vectors, keys = tower.vectors, normalize(tower.keys().mean(dim=1), dim=-1)
         kept: list[torch.Tensor] = []
         merged: list[Merged] = []
+        flops = 0
         for group in groups_by_image(leaving):
             if group.keep in (0, len(group.index)):
                 kept.append(group.index[: group.keep])
@@ -70,6 +71,7 @@ class DominantAndContextual(ClassAttention):
             made = [(others[:1], tower.class_vector(others[:1])[0].float(), left[:0])]
             if count:
                 means, belongs = _means(vectors, keys, others, targets)
+                flops += 2 * len(others) * count * keys.shape[1]
                 for number, mean in enumerate(means):
                     went = others[belongs == number]
                     if len(went):
@@ -82,7 +84,7 @@ class DominantAndContextual(ClassAttention):
             for slot, vector, (_, _, sources) in zip(slots, new, made, strict=True):
                 merged.append(Merged(before + slot, vector, sources))
             kept.append(order)
-        return as_choice(leaving, kept, merged)
+        return as_choice(leaving, kept, merged, flops=flops)
 
 
 def _without(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

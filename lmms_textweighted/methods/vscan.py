@@ -68,6 +68,7 @@ class LocalAndGlobal(Scorer):
         units = normalize(vectors.float(), dim=-1)
         kept: list[torch.Tensor] = []
         merged: list[Merged] = []
+        flops = 0
         for group in groups_by_image(leaving):
             index, each = group.index, int(group.keep / 2) // WINDOWS**2
             scores = leaving.scores[index]
@@ -79,13 +80,14 @@ class LocalAndGlobal(Scorer):
             if group.keep and group.keep < len(index):
                 gone = index[torch.ones_like(index, dtype=torch.bool).index_fill(0, stay, False)]
                 nearest = (units[gone] @ units[index[stay]].T).argmax(dim=1)
+                flops += 2 * len(gone) * len(stay) * units.shape[1]
                 before = sum(map(len, kept))
                 for place in nearest.unique().tolist():
                     sources = torch.cat([index[stay[place : place + 1]], gone[nearest == place]])
                     mean = vectors[sources].float().mean(dim=0).to(vectors.dtype)
                     merged.append(Merged(before + place, mean, sources))
             kept.append(index[stay])
-        return as_choice(leaving, kept, merged)
+        return as_choice(leaving, kept, merged, flops=flops)
 
 
 SOURCE = "VScan, Zhang et al., TMLR 2026, arXiv 2505.22654"
