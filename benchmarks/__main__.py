@@ -19,12 +19,13 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import evaluation, peers, prefill, scale, spectrum, startup, sweep
+from benchmarks import evaluation, peers, prefill, scale, selection, spectrum, startup, sweep
 from benchmarks.rows import Row, show, write
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "startup": startup.run,
     "spectrum": spectrum.run,
+    "selection": selection.run,
     "prefill-1b": lambda: [*prefill.run("1b"), prefill.peak_memory("1b", 1)],
     "peers": peers.run,
     "evaluation": evaluation.run,

@@ -229,7 +229,9 @@ def test_a_scorer_of_keys_alone_costs_a_pass_over_them(small_llava):
             model(**make_inputs(model, [(3, IMAGE, 6), (7,)]))
         first, text_only = trace.documents
         shape = first.shape
-        assert first.selection_flops == 2 * 25 * shape.kv_heads * shape.head_dim
+        # DART's choice: the cosines of 8 pivots to the 16 image tokens.
+        pivots = 2 * 8 * 16 * shape.hidden if plan.name == "dart" else 0
+        assert first.selection_flops == 2 * 25 * shape.kv_heads * shape.head_dim + pivots
         assert text_only.selection_flops == 0
         assert first.stages[0].text.tolist() == list(range(19, 25))
         assert len(first.stages[0].text_weights) == 6

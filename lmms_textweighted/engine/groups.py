@@ -58,3 +58,9 @@ def image_of(leaving: Leaving, index: torch.Tensor) -> torch.Tensor:
     """The number of the image that each of some indices into `Leaving.image` is of."""
     ends = torch.tensor(leaving.sizes, dtype=torch.int64, device=index.device).cumsum(0)
     return torch.bucketize(index, ends, right=True)
+
+
+def by_number(values: torch.Tensor, number: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """The values of each number from 0 to `count` - 1, in their order. The device is asked once."""
+    order = torch.sort(number, stable=True).indices
+    return values[order].split(torch.bincount(number, minlength=count).tolist())

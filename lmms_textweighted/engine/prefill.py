@@ -174,7 +174,9 @@ class Prefill:
                 order[row, chosen] = chosen.sort().values
                 reordered = reordered or bool((chosen.diff() < 0).any())
             sizes.append(choice.sizes)
-            merged += [(row, chosen[part.slot], part.vector) for part in choice.merged]
+            if choice.merged:
+                slots = torch.tensor([part.slot for part in choice.merged], device=chosen.device)
+                merged.append((row, chosen[slots], torch.stack([part.vector for part in choice.merged])))
             document.stages.append(self._trace(stage, previous, row, image, text, scores, weights, choice))
             if place == self._looks_first:
                 document.stages[-1].flops += self.tower_spent.flops * len(layout.image_sizes[row])
@@ -187,8 +189,9 @@ class Prefill:
         new_order = order if reordered else None
         current = shorten(layout, stays, tuple(sizes), previous, order=new_order, renumber=renumber)
         hidden = take(hidden, current.inner)
-        for row, token, vector in merged:
-            hidden[row, (current.inner[row] == token) & current.present[row]] = vector.to(hidden)
+        for row, tokens, vectors in merged:
+            there = (current.inner[row] == tokens[:, None]) & current.present[row]
+            hidden[row, there.int().argmax(dim=1)] = vectors.to(hidden)
         return current, hidden
 
     def _choose(
@@ -240,6 +243,7 @@ class Prefill:
         original = places - offset
         rows = rows_read(stage.scorer.reads, layout, row, image, text if len(image) else text[:0])
         kept = original[image[choice.kept]]
+        sources = _sources(choice, kept, original[image])
         return StageTrace(
             layer=stage.layer,
             kept=kept,
@@ -247,7 +251,7 @@ class Prefill:
             scores=scores,
             text=original[rows],
             text_weights=weights,
-            sources={int(kept[part.slot]): original[image[part.sources]].tolist() for part in choice.merged},
+            sources=sources,
             flops=scoring_flops(
                 self.shape,
                 len(rows),
@@ -306,6 +310,15 @@ class Prefill:
         return at(
             torch.searchsorted(first, current.index[row].to(first.device)[image.to(first.device)]).to(image.device)
         )
+
+
+def _sources(choice: Choice, kept: torch.Tensor, places: torch.Tensor) -> dict[int, list[int]]:
+    """For each merged token what went in. The device is asked twice, however many there are."""
+    if not choice.merged:
+        return {}
+    slots = kept.tolist()
+    members = iter(places[torch.cat([part.sources for part in choice.merged])].tolist())
+    return {slots[part.slot]: [next(members) for _ in range(len(part.sources))] for part in choice.merged}
 
 
 class _Scored(Exception):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from lmms_textweighted.engine.groups import as_choice, groups_by_image
+from lmms_textweighted.engine.groups import as_choice, by_number, groups_by_image
 from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, given_tower, top_tokens
 from lmms_textweighted.engine.tower import FEATURES, TowerReads
 from lmms_textweighted.methods.fastervlm import ClassAttention
@@ -72,11 +72,10 @@ class DominantAndContextual(ClassAttention):
             if count:
                 means, belongs = _means(vectors, keys, others, targets)
                 flops += 2 * len(others) * count * keys.shape[1]
-                for number, mean in enumerate(means):
-                    went = others[belongs == number]
+                for number, went in enumerate(by_number(others, belongs, count)):
                     if len(went):
                         target = targets[number : number + 1]
-                        made.append((target, vectors[target][0].float() + mean, torch.cat([target, went])))
+                        made.append((target, vectors[target][0].float() + means[number], torch.cat([target, went])))
             order = torch.cat([others[:1], group.index[dominant], targets])
             new = tower.project(torch.stack([vector for _, vector, _ in made]).to(vectors.dtype))
             before = sum(map(len, kept))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from lmms_textweighted.engine.groups import as_choice, groups_by_image
+from lmms_textweighted.engine.groups import as_choice, by_number, groups_by_image
 from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, Rows, Scorer, Seen, given_tower, top_tokens
 from lmms_textweighted.engine.tower import FEATURES, TowerLayer, TowerReads
 from lmms_textweighted.methods.composed import Composed
@@ -82,8 +82,10 @@ class LocalAndGlobal(Scorer):
                 nearest = (units[gone] @ units[index[stay]].T).argmax(dim=1)
                 flops += 2 * len(gone) * len(stay) * units.shape[1]
                 before = sum(map(len, kept))
-                for place in nearest.unique().tolist():
-                    sources = torch.cat([index[stay[place : place + 1]], gone[nearest == place]])
+                for place, went in enumerate(by_number(gone, nearest, len(stay))):
+                    if not len(went):
+                        continue
+                    sources = torch.cat([index[stay[place : place + 1]], went])
                     mean = vectors[sources].float().mean(dim=0).to(vectors.dtype)
                     merged.append(Merged(before + place, mean, sources))
             kept.append(index[stay])
