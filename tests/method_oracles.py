@@ -211,7 +211,7 @@ def keep_highest(view: View, scores: dict[int, float], keep: Sequence[int]) -> D
     return Decision(kept, scores=scores)
 
 
-def clusters_of(vectors: np.ndarray, count: int) -> list[list[int]]:
+def clusters_of(vectors: np.ndarray, count: int, by_cosine: bool = False) -> list[list[int]]:
     """Density peaks: each cluster's centre first, clusters in the order of the centres."""
     size, width = vectors.shape
     distance = [
@@ -228,7 +228,8 @@ def clusters_of(vectors: np.ndarray, count: int) -> list[list[int]]:
     clusters = [[centre] for centre in centres]
     for i in range(size):
         if i not in centres:
-            nearest = min(range(count), key=lambda c: (distance[i][centres[c]], c))
+            far = [-cosine(vectors[i], vectors[c]) if by_cosine else distance[i][c] for c in centres]
+            nearest = min(range(count), key=lambda c, far=far: (far[c], c))
             clusters[nearest].append(i)
     return clusters
 
@@ -239,7 +240,7 @@ def recycled(dropped: int) -> tuple[int, int]:
     return taken, taken // 10 + 1
 
 
-def sparsevlm_set(view: View, keep: Sequence[int], extra: bool) -> Decision:
+def sparsevlm_set(view: View, keep: Sequence[int], extra: bool, paper: bool = False) -> Decision:
     scores = sparsevlm_scores(view)
     decision = Decision([], scores=scores)
     for image, budget in zip(view.images, keep, strict=True):
@@ -254,16 +255,51 @@ def sparsevlm_set(view: View, keep: Sequence[int], extra: bool) -> Decision:
         taken, number = recycled(len(dropped))
         pool = [dropped[n] for n in highest([scores[k] for k in dropped], taken)]
         number = number if extra else min(number, budget)
-        for members in clusters_of(view.hidden[pool], number):
+        for members in clusters_of(view.hidden[pool], number, by_cosine=paper):
             places = [pool[n] for n in members]
             kept.append(places[0])
             if len(places) > 1:
                 decision.merged[places[0]] = places
+                if paper:
+                    decision.vectors[places[0]] = view.hidden[places].sum(axis=0)
         decision.kept.append(kept)
     return decision
 
 
-def dart_set(view: View, keep: Sequence[int], pivots: int = 4) -> Decision:
+def order_in_a_set(values: Sequence[int]) -> list[int]:
+    """CPython's hash table, for a few whole numbers from 0 on that are put in one by one (Objects/setobject.c).
+
+    A number stands at its remainder to the table's size, or at the first free place of the next nine, if there are
+    nine, and else of other series. Of the size 8 from the start, a table that is three fifths full becomes the next
+    power of two above four times what is in it.
+    """
+
+    def put(table: list[int | None], value: int) -> None:
+        mask, place, rest = len(table) - 1, value % len(table), value
+        while True:
+            near = range(place, place + (9 if place + 9 <= mask else 0) + 1)
+            free = [n for n in near if table[n] is None]
+            if free:
+                table[free[0]] = value
+                return
+            rest >>= 5
+            place = (5 * place + 1 + rest) & mask
+
+    table: list[int | None] = [None] * 8
+    for count, value in enumerate(values, start=1):
+        put(table, value)
+        if 5 * count >= 3 * (len(table) - 1):
+            old, size = table, 8
+            while size <= 4 * count:
+                size *= 2
+            table = [None] * size
+            for known in old:
+                if known is not None:
+                    put(table, known)
+    return [value for value in table if value is not None]
+
+
+def dart_set(view: View, keep: Sequence[int], by_norm: bool = False, pivots: int = 4) -> Decision:
     norm = {n: math.fsum(abs(value) for value in view.keys[n]) for n in range(len(view.keys))}
 
     def cosine(a: int, b: int) -> float:
@@ -274,7 +310,7 @@ def dart_set(view: View, keep: Sequence[int], pivots: int = 4) -> Decision:
     kept = []
     for image, budget in zip(view.images, keep, strict=True):
         chosen = sorted(image, key=lambda n: (-norm[n], n))[: min(pivots, budget)]
-        order = [*chosen, *text_pivots]
+        order = [*chosen, *text_pivots] if by_norm else order_in_a_set([*chosen, *text_pivots])
         each, more = divmod(budget - len(chosen), len(order)) if order else (0, 0)
         for place, pivot in enumerate(order):
             free = [k for k in image if k not in chosen]
@@ -375,7 +411,7 @@ def divprune_set(view: View, keep: Sequence[int]) -> Decision:
     return Decision(kept)
 
 
-def visionzip_set(view: View, keep: Sequence[int]) -> Decision:
+def visionzip_set(view: View, keep: Sequence[int], paper: bool = False) -> Decision:
     tower, scores = view.tower, class_attention(view)
     assert tower is not None
     decision = Decision([], scores=scores)
@@ -384,7 +420,7 @@ def visionzip_set(view: View, keep: Sequence[int]) -> Decision:
             decision.kept.append(image[:budget])
             continue
         contextual = math.floor(budget * 10 / 64 + 0.5)
-        dominant = sorted(highest([scores[k] for k in image], budget - contextual - 1))
+        dominant = sorted(highest([scores[k] for k in image], budget - contextual - (0 if paper else 1)))
         rest = [k for k in range(len(image)) if k not in dominant]
         targets = []
         for number in range(contextual):
@@ -395,15 +431,18 @@ def visionzip_set(view: View, keep: Sequence[int]) -> Decision:
         went: dict[int, list[int]] = {target: [] for target in targets}
         for k in others if targets else []:
             went[max(targets, key=lambda t, k=k: (cosine(keys[k], keys[t]), -t))].append(k)
-        first = image[others[0]]
-        decision.merged[first] = []
-        decision.vectors[first] = tower.project(tower.outputs[tower.feature][picture][0])
+        first = []
+        if not paper:
+            first = [image[others[0]]]
+            decision.merged[first[0]] = []
+            decision.vectors[first[0]] = tower.project(tower.outputs[tower.feature][picture][0])
         for target, members in went.items():
             if members:
                 place = image[target]
                 decision.merged[place] = [place, *(image[k] for k in members)]
-                decision.vectors[place] = tower.project(features[target] + np.mean(features[members], axis=0))
-        decision.kept.append([first, *(image[k] for k in dominant), *(image[t] for t in targets)])
+                new = features[target] + np.mean(features[members], axis=0)
+                decision.vectors[place] = tower.project(np.mean(features[[target, *members]], axis=0) if paper else new)
+        decision.kept.append([*first, *(image[k] for k in dominant), *(image[t] for t in targets)])
     return decision
 
 
@@ -437,7 +476,7 @@ def column_means(view: View, layer: int) -> list[dict[int, float]]:
     return found
 
 
-def hiprune_set(view: View, keep: Sequence[int], alpha: float = 0.1) -> Decision:
+def hiprune_set(view: View, keep: Sequence[int], alpha: float = 0.1, wrap: bool = True) -> Decision:
     assert view.tower is not None
     middle, deep = column_means(view, view.tower.at_depth(8, 24)), column_means(view, view.tower.feature)
     kept = []
@@ -448,6 +487,11 @@ def hiprune_set(view: View, keep: Sequence[int], alpha: float = 0.1) -> Decision
         for step in (0, -1, 1, -side, side):
             for anchor in anchors:
                 place = min(max(anchor + step, 0), len(image) - 1)
+                (row, column), (to_row, to_column) = divmod(anchor, side), divmod(place, side)
+                if not wrap and abs(row - to_row) + abs(column - to_column) != abs(step) // min(
+                    max(abs(step), 1), side
+                ):
+                    continue
                 if place not in chosen:
                     chosen.append(place)
         chosen = sorted(chosen)[:budget]
@@ -474,7 +518,7 @@ def scope_set(view: View, keep: Sequence[int], alpha: float = 1.0) -> Decision:
     return Decision(kept, scores=scores)
 
 
-def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
+def holov_set(view: View, keep: Sequence[int], spread: bool, crops: bool = False) -> Decision:
     scores = class_attention(view)
     decision = Decision([], scores=scores)
     for image, budget in zip(view.images, keep, strict=True):
@@ -488,6 +532,13 @@ def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
             if size:
                 runs.append(image[start : start + size])
             start += size
+        if crops:
+            side = math.isqrt(max(map(len, view.images)))
+            of_axis = [max(cell for cell in range(4) if math.floor(cell * side / 4) <= n) for n in range(len(image))]
+            places: dict[tuple[int, int], list[int]] = {}
+            for n, k in enumerate(image):
+                places.setdefault((of_axis[n // side], of_axis[n % side]), []).append(k)
+            runs = [places[crop] for crop in sorted(places)]
         values = []
         for run in runs:
             if len(run) == 1:
@@ -517,6 +568,7 @@ def holov_set(view: View, keep: Sequence[int], spread: bool) -> Decision:
         kept: list[int] = []
         for run, count in zip(runs, quota, strict=True):
             kept += run if count >= len(run) else [run[n] for n in highest([scores[k] for k in run], count)]
+        kept = sorted(kept) if crops else kept
         for k in image:
             if len(kept) < budget and k not in kept:
                 kept.append(k)
@@ -718,15 +770,22 @@ ORACLES: dict[str, Oracle] = {
         view, sparsevlm_plus_scores(view, 14, view.first_text.shape[1] // len(view.attention)), keep
     ),
     "adaptinfer": lambda view, keep: keep_highest(view, adaptinfer_scores(view), keep),
+    "sparsevlm_paper": lambda view, keep: sparsevlm_set(view, keep, extra=False, paper=True),
     "dart": dart_set,
+    "dart_paper": lambda view, keep: dart_set(view, keep, by_norm=True),
     "class_attention": lambda view, keep: keep_highest(view, class_attention(view), keep),
     "divprune": divprune_set,
     "visionzip": visionzip_set,
+    "visionzip_paper": lambda view, keep: visionzip_set(view, keep, paper=True),
     "vispruner": vispruner_set,
+    "vispruner_0.75": lambda view, keep: vispruner_set(view, keep, important=0.75),
     "hiprune": hiprune_set,
+    "hiprune_paper": lambda view, keep: hiprune_set(view, keep, wrap=False),
     "vscan": vscan_set,
     "scope": scope_set,
     "holov": lambda view, keep: holov_set(view, keep, spread=False),
+    "holov_crops": lambda view, keep: holov_set(view, keep, spread=False, crops=True),
+    "holov_paper": lambda view, keep: holov_set(view, keep, spread=True, crops=True),
     "holov_spread": lambda view, keep: holov_set(view, keep, spread=True),
     "prumerge": lambda view, keep: prumerge_set(view, keep, grid=False, paper=False),
     "prumerge_paper": lambda view, keep: prumerge_set(view, keep, grid=False, paper=True),

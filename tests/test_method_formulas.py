@@ -16,18 +16,18 @@ from lmms_textweighted.engine.plan import Stage
 from lmms_textweighted.engine.scoring import Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.splice import Tower
 from lmms_textweighted.engine.text_tower import TextReads, TextTower
-from lmms_textweighted.engine.tower import FEATURES, TowerReads, TowerSeen
+from lmms_textweighted.engine.tower import FEATURES, TowerLayer, TowerReads, TowerSeen
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER, TextToText
 from lmms_textweighted.methods.cdpruner import Conditional
-from lmms_textweighted.methods.dart import LeastAlike, authors_count
+from lmms_textweighted.methods.dart import LeastAlike, as_a_set, authors_count
 from lmms_textweighted.methods.density_peaks import density_peaks
 from lmms_textweighted.methods.divprune import Apart
 from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.grid import Pool, UniformGrid, grid_cells
 from lmms_textweighted.methods.himap import HIMAP, CutOff, HiMAP, ImageColumnSums
 from lmms_textweighted.methods.hiprune import Hierarchy
-from lmms_textweighted.methods.holov import QuotaOfRuns
+from lmms_textweighted.methods.holov import PARTS, SURPLUS, QuotaOfRuns
 from lmms_textweighted.methods.prumerge import PrunedAndMerged, outliers
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.raters import raters
@@ -42,7 +42,17 @@ from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.visionzip import DominantAndContextual
 from lmms_textweighted.methods.vispruner import ImportantAndDiverse
 from lmms_textweighted.methods.vscan import LocalAndGlobal
-from tests.method_oracles import ORACLES, Decision, TowerView, View, clusters_of, highest, rope_bias, sparsevlm_set
+from tests.method_oracles import (
+    ORACLES,
+    Decision,
+    TowerView,
+    View,
+    clusters_of,
+    highest,
+    order_in_a_set,
+    rope_bias,
+    sparsevlm_set,
+)
 
 HEADS_OF_LAYER, WIDTH = 4, 24
 
@@ -214,19 +224,22 @@ SCORERS = [
     ImageColumnSums(),
     CutOff(),
     Recycle(),
+    Recycle(paper=True),
     Gravity(),
     TextToText(),
     LeastAlike(),
+    LeastAlike(order="norm"),
     UniformGrid(),
     Pool(),
     ClassAttention(),
     Apart(),
     DominantAndContextual(),
+    DominantAndContextual(mean=True),
     ImportantAndDiverse(),
     Hierarchy(),
+    Hierarchy(wrap=False),
     Coverage(),
-    QuotaOfRuns(),
-    QuotaOfRuns(surplus="spread"),
+    *(QuotaOfRuns(surplus=surplus, parts=parts) for surplus in SURPLUS for parts in PARTS),
     *(PrunedAndMerged(grid, mean) for grid in (False, True) for mean in (False, True)),
     Conditional(),
     Conditional("plain"),
@@ -572,6 +585,27 @@ def test_dart_keeps_its_authors_counts():
     assert [authors_count(target) for target in (7, 8, 15)] == [4, 12, 12]
 
 
+def test_darts_pivots_choose_in_the_order_of_a_python_set():
+    """The specification's example, and the hash table written out."""
+    assert as_a_set(torch.tensor([40, 100, 77, 300, 612, 615, 640, 633])).tolist() == [6, 4, 1, 5, 0, 3, 2, 7]
+    generator = np.random.default_rng(0)
+    for count in range(1, 9):
+        for most in (12, 700, 5000):
+            for _ in range(40):
+                places = generator.choice(most, count, replace=False).tolist()
+                order = as_a_set(torch.tensor(places)).tolist()
+                assert [places[n] for n in order] == order_in_a_set(places)
+    assert as_a_set(torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+def test_the_order_of_darts_pivots_decides_what_stays():
+    view = make_view((64,), 7, seed=2)
+    by_set, by_norm = (choose(LeastAlike(order=order), view, (20,))[0].kept[0] for order in ("set", "norm"))
+    assert by_set != by_norm
+    with pytest.raises(PlanError, match="unknown order 'hash'"):
+        LeastAlike(order="hash")
+
+
 def test_dart_keeps_no_second_of_two_equal_tokens_while_others_are_left():
     view = make_view((16,), 4, seed=5)
     view.normed[3:19] = np.eye(16, WIDTH) + 0.01
@@ -585,6 +619,50 @@ def test_dart_keeps_no_second_of_two_equal_tokens_while_others_are_left():
     view.hidden[pivots[1:]], view.normed[pivots[1:]] = view.hidden[pivots[0]], view.normed[pivots[0]]
     for keep in range(4, 16):
         assert twin not in choose(LeastAlike(), view, (keep,))[0].kept[0]
+
+
+# HiPrune, HoloV, VisionZip: what the paper says and the code does not do.
+
+
+def test_a_neighbour_over_the_edge_is_one_in_hiprunes_code_alone():
+    view = make_view((576,), 1, seed=0)
+    for head in view.tower.attention[TowerLayer(8, of=24).index(Tower("", True, [torch.nn.Identity()] * 6, 4))][0]:
+        head[:] = 0
+        head[:, 1 + 47] = 1  # the end of the second row
+    around = {view.image[n] for n in (23, 46, 47, 71)}
+    over = view.image[48]
+    scores = choose(Hierarchy(), view, (64,))[1]
+    assert scores.argsort(descending=True).tolist().index(48) > 64
+    assert {*around, over} <= set(choose(Hierarchy(), view, (64,))[0].kept[0])
+    kept = set(choose(Hierarchy(wrap=False), view, (64,))[0].kept[0])
+    assert around <= kept
+    assert over not in kept
+
+
+def test_a_crowded_part_gives_zeros_in_holovs_code_alone():
+    """All attention within four patches: their run's and their crop's quota is above its 36 patches."""
+    view = make_view((576,), 1, seed=0)
+    attention = view.tower.attention[view.tower.feature][0]
+    attention[:] = 1e-4
+    attention[:, 0, 1:5] = 0.2
+    code = choose(QuotaOfRuns(), view, (192,))[0]
+    paper = choose(QuotaOfRuns(surplus="spread", parts="crops"), view, (192,))[0]
+    assert code.merged
+    assert not any(vector.any() for vector in code.vectors.values())
+    assert not paper.merged
+    assert len(set(paper.kept[0])) == 192
+    first_crop = {view.image[24 * row + column] for row in range(6) for column in range(6)}
+    assert first_crop <= set(paper.kept[0])
+
+
+def test_a_contextual_token_has_about_the_norm_of_a_patch_in_visionzips_paper_alone():
+    view = make_view((576,), 1, seed=0)
+    view.tower.project = lambda vectors: np.pad(vectors, [(0, 0)] * (vectors.ndim - 1) + [(0, WIDTH - 12)])
+    view.tower.outputs[view.tower.feature][0][:] = 1
+    for mean, norm in ((False, 2), (True, 1)):
+        vectors = choose(DominantAndContextual(mean=mean), view, (64,))[0].vectors
+        lengths = {round(float(np.abs(vector).max()), 5) for vector in vectors.values()}
+        assert lengths == {1, norm}
 
 
 # Grids.

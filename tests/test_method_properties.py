@@ -196,7 +196,7 @@ def test_pyramiddrop_chooses_by_the_next_layers_attention(model):
 def test_positions_are_the_authors_where_none_are_asked_for(method):
     plan = plan_of(method, 4)
     before = plan.stages[0].layer == -1
-    renumbered = {"pyramiddrop", "sparsevlm", "adaptinfer"}
+    renumbered = {"pyramiddrop", "sparsevlm", "sparsevlm_paper", "adaptinfer"}
     assert plan.positions == ("renumber" if before or method.name in renumbered else "keep")
 
 

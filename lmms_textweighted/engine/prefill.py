@@ -224,6 +224,7 @@ class Prefill:
                 keep_scope=self.plan.keep_scope,
                 original_sizes=original,
                 tower=self._tower(stage.scorer, previous, row, image),
+                start=layout.starts[row],
             )
         )
 

@@ -64,7 +64,8 @@ class Leaving:
     image, sizes, text: as in `Seen`. scores: [I], weights: what `Scorer.score` gave. hidden: [S, W], what the stage's
     layer put out. norm: the decoder's final norm. keep: number of image tokens -> how many of them stay, to be asked
     once for each image in order, or with `keep_scope="prompt"` once for all together. original_sizes: of each image
-    before anything left. tower: as in `Seen`.
+    before anything left. tower: as in `Seen`. start: the place of the prompt's first token, behind
+    a batch's fillers.
     """
 
     image: torch.Tensor
@@ -78,6 +79,7 @@ class Leaving:
     keep_scope: str
     original_sizes: tuple[int, ...]
     tower: TowerSeen | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.methods.cdpruner import CDPRUNER, CDPRUNER_PAPER
 from lmms_textweighted.methods.chance import RANDOM, RANDOM_ORDER, RANDOM_PRE
 from lmms_textweighted.methods.composed import SIGN, Composed
-from lmms_textweighted.methods.dart import DART
+from lmms_textweighted.methods.dart import DART, DART_PAPER
 from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.downsample import DOWNSAMPLE
 from lmms_textweighted.methods.fastervlm import FASTERVLM
@@ -31,13 +31,13 @@ from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
 from lmms_textweighted.methods.files import is_plan_file, read_plan
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
-from lmms_textweighted.methods.hiprune import HIPRUNE
-from lmms_textweighted.methods.holov import HOLOV, QuotaOfRuns
+from lmms_textweighted.methods.hiprune import HIPRUNE, HIPRUNE_PAPER
+from lmms_textweighted.methods.holov import HOLOV, HOLOV_PAPER, QuotaOfRuns
 from lmms_textweighted.methods.presets import PRESETS
 from lmms_textweighted.methods.prumerge import PRUMERGE, PRUMERGE_PAPER, PRUMERGE_PLUS, PRUMERGE_PLUS_PAPER
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.scope import SCOPE
-from lmms_textweighted.methods.sparsevlm import SPARSEVLM, Recycle
+from lmms_textweighted.methods.sparsevlm import SPARSEVLM, SPARSEVLM_PAPER, Recycle
 from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS, Gravity
 from lmms_textweighted.methods.text_weighted import (
     TEXT_WEIGHTED,
@@ -50,7 +50,7 @@ from lmms_textweighted.methods.text_weighted import (
 from lmms_textweighted.methods.trim import TRIM, TRIM_PAPER, TextMetric
 from lmms_textweighted.methods.uniform import ALL_ROWS, LAST_ROW, UNIFORM
 from lmms_textweighted.methods.unpruned import NONE
-from lmms_textweighted.methods.visionzip import VISIONZIP
+from lmms_textweighted.methods.visionzip import VISIONZIP, VISIONZIP_PAPER
 from lmms_textweighted.methods.vispruner import VISPRUNER
 from lmms_textweighted.methods.vscan import LOCAL_AND_GLOBAL, VSCAN
 
@@ -86,16 +86,21 @@ _OWN: tuple[Method, ...] = (
     HIMAP,
     PYRAMIDDROP,
     SPARSEVLM,
+    SPARSEVLM_PAPER,
     SPARSEVLM_PLUS,
     ADAPTINFER,
     DART,
+    DART_PAPER,
     FASTERVLM,
     DIVPRUNE,
     VISIONZIP,
+    VISIONZIP_PAPER,
     VISPRUNER,
     HIPRUNE,
+    HIPRUNE_PAPER,
     SCOPE,
     HOLOV,
+    HOLOV_PAPER,
     PRUMERGE,
     PRUMERGE_PAPER,
     PRUMERGE_PLUS,
@@ -132,16 +137,21 @@ SCORERS: dict[str, Scorer] = {
         CutOff(),
         Recycle(),
         Recycle(extra=True),
+        SPARSEVLM_PAPER.scorers[0],
         Gravity(),
         *ADAPTINFER.scorers[:1],
         DART.scorer,
+        DART_PAPER.scorer,
         FASTERVLM.scorer,
         DIVPRUNE.scorer,
         VISIONZIP.scorer,
+        VISIONZIP_PAPER.scorer,
         VISPRUNER.scorer,
         HIPRUNE.scorer,
+        HIPRUNE_PAPER.scorer,
         SCOPE.scorer,
         HOLOV.scorer,
+        HOLOV_PAPER.scorer,
         QuotaOfRuns(surplus="spread"),
         PRUMERGE.scorer,
         PRUMERGE_PAPER.scorer,

@@ -5,9 +5,11 @@ norm of the layer's output. Pivots are the 4 image tokens and the 4 voting text 
 after pivot takes the image tokens with the smallest cos(x_p, x_c) that no earlier one took. The image pivots and all
 that was taken stay, at their original positions.
 
-Order of the pivots: image pivots first, then text pivots, each by falling |k|_1. The authors iterate a Python set of
-positions, so in an order that depends on its hashing; as earlier pivots choose first, the kept set differs from theirs:
-on 20 prompts of the embedded model nine in ten tokens are the same, and all of them once their loop has this order.
+Order of the pivots, of which earlier ones choose first: the authors put their positions in the prompt into a Python
+set, image pivots first, then text pivots, each by falling |k|_1, and go through that. Which comes first is then up to
+how CPython places whole numbers in a hash table (by their remainder to 32, and where two meet, by more), and has
+nothing to do with the picture. `dart` does the same. `dart_paper` goes by |k|_1 itself, image pivots first: the paper,
+which names no order, has no reason for another.
 
 How many each takes: of K tokens, K - 4 are shared out evenly over the pivots, one more for the first ones where it does
 not come out even. The authors give each M // 8 and so keep 4 + 8 (M // 8): 196, 132, 68 for their 192, 128, 64. A
@@ -26,9 +28,11 @@ from torch.nn.functional import normalize
 
 from lmms_textweighted.engine.groups import as_choice, groups_of
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
+from lmms_textweighted.errors import PlanError, unknown
 from lmms_textweighted.methods.base import OneStage
 
 PIVOTS = 4
+ORDERS = ("set", "norm")
 
 
 def authors_count(target: int, pivots: int = PIVOTS) -> int:
@@ -36,16 +40,27 @@ def authors_count(target: int, pivots: int = PIVOTS) -> int:
     return pivots + 2 * pivots * (target // (2 * pivots))
 
 
+def as_a_set(places: torch.Tensor) -> torch.Tensor:
+    """The order in which CPython goes through a set of these whole numbers, put in one by one: indices [P]."""
+    given = places.tolist()
+    return torch.tensor([given.index(place) for place in set(given)], dtype=torch.int64, device=places.device)
+
+
 def least_like_pivots(
-    image: torch.Tensor, text: torch.Tensor, image_norms: torch.Tensor, text_norms: torch.Tensor, keep: int, pivots: int
+    image: torch.Tensor,
+    text: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    order: torch.Tensor,
+    keep: int,
 ) -> torch.Tensor:
     """The image tokens that stay: indices [keep], ascending.
 
-    image: [I, W] and text: [T, W], the x. image_norms: [I] and text_norms: [T], the |k|_1. keep: at most I.
+    image: [I, W] and text: [T, W], the x. first: the image pivots, second: the text pivots, indices into these. order:
+    in which turn they choose, indices into both, one behind the other. keep: at least as many as `first`, at most I.
     """
-    first = _largest(image_norms, min(pivots, keep))
     units = normalize(image.float(), dim=-1)
-    sources = torch.cat([units[first], normalize(text.float(), dim=-1)[_largest(text_norms, pivots)]])
+    sources = torch.cat([units[first], normalize(text.float(), dim=-1)[second]])[order]
     alike = sources @ units.T
     free = torch.ones(len(image), dtype=torch.bool, device=image.device)
     free[first] = False
@@ -64,14 +79,19 @@ def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class LeastAlike(Scorer):
-    """DART's choice. Scores and weights are |k|_1 of image and text tokens. pivots: of each kind."""
+    """DART's choice. Scores and weights are |k|_1 of image and text tokens. pivots: of each kind. order: of their
+    turns, "set" or "norm". Raises PlanError for another."""
 
     pivots: int = PIVOTS
+    order: str = "set"
     name: str = field(init=False)
     reads: Rows = Rows.KEYS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", "dart" if self.pivots == PIVOTS else f"dart_{self.pivots}_pivots")
+        if self.order not in ORDERS:
+            raise PlanError(unknown("order", self.order, ORDERS))
+        name = "dart" if self.order == "set" else "dart_paper"
+        object.__setattr__(self, "name", name if self.pivots == PIVOTS else f"{name}_{self.pivots}_pivots")
 
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         if seen.keys is None:
@@ -82,13 +102,21 @@ class LeastAlike(Scorer):
     def choose(self, leaving: Leaving) -> Choice:
         vectors = leaving.norm(leaving.hidden)
         image, text = vectors[leaving.image], vectors[leaving.text]
+        second = _largest(leaving.weights, self.pivots)
         kept, flops = [], 0
         for group in groups_of(leaving):
-            index, scores = group.index, leaving.scores[group.index]
-            kept.append(index[least_like_pivots(image[index], text, scores, leaving.weights, group.keep, self.pivots)])
-            pivots = min(self.pivots, group.keep, len(index)) + min(self.pivots, len(text))
-            flops += 2 * pivots * len(index) * image.shape[1]
+            index = group.index
+            first = _largest(leaving.scores[index], min(self.pivots, group.keep))
+            order = torch.arange(len(first) + len(second), device=index.device)
+            if self.order == "set":
+                places = torch.cat([leaving.image[index[first]], leaving.text[second].to(index.device)])
+                order = as_a_set(places - leaving.start)
+            kept.append(index[least_like_pivots(image[index], text, first, second, order, group.keep)])
+            flops += 2 * len(order) * len(index) * image.shape[1]
         return as_choice(leaving, kept, flops=flops)
 
 
-DART = OneStage("dart", "DART", "DART, Wen et al., EMNLP 2025, arXiv 2502.11494", LeastAlike(), layer=1)
+SOURCE = "DART, Wen et al., EMNLP 2025, arXiv 2502.11494"
+
+DART = OneStage("dart", "DART", SOURCE, LeastAlike(), layer=1)
+DART_PAPER = OneStage("dart_paper", "DART (paper)", SOURCE, LeastAlike(order="norm"), layer=1)

@@ -8,18 +8,21 @@ With dist_ij = ||x_i - x_j|| / sqrt(d) and C clusters of q vectors:
 
 Each vector belongs to its nearest centre, a centre to itself. Of two equal rho the earlier vector is the denser, of
 equal rho * delta it comes first: with two clusters every pair of nearest neighbours has one rho, and without an order
-both would be centres. The authors add noise of up to 1e-6 to rho for that. Their paper assigns by cosine.
+both would be centres. The authors add noise of up to 1e-6 to rho for that. Their paper assigns each vector to the
+centre with the largest cosine.
 """
 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import normalize
 
 
-def density_peaks(vectors: torch.Tensor, clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
+def density_peaks(vectors: torch.Tensor, clusters: int, by_cosine: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """(centres [C] in falling order of rho * delta, cluster of each vector [q]: an index into the centres).
 
-    vectors: [q, d], computed in float32. clusters: C, from 1 to q.
+    vectors: [q, d], computed in float32. clusters: C, from 1 to q. by_cosine: vectors belong to the centre with the
+    largest cosine.
     """
     points = vectors.float()
     # Differences, not a product of matrices: a vector's distance from its twin is then exactly 0.
@@ -33,5 +36,8 @@ def density_peaks(vectors: torch.Tensor, clusters: int) -> tuple[torch.Tensor, t
     apart = torch.where(denser.any(dim=1), apart, distance.max())
     centres = torch.sort(density * apart, descending=True, stable=True).indices[:clusters]
     member = distance[:, centres].argmin(dim=1)
+    if by_cosine:
+        units = normalize(points, dim=-1)
+        member = (units @ units[centres].T).argmax(dim=1)
     member[centres] = torch.arange(clusters, device=member.device)
     return centres, member

@@ -5,9 +5,12 @@
 `B^l` is the attention of the tower's layer l over all S tokens, the class token's row among them: how much a patch is
 looked at. Of K tokens, the k = round(alpha K / 5) patches with the highest u^8 are anchors, and stay with their four
 neighbours, left and right, above and below, each by its number j - 1, j + 1, j - s, j + s in a picture of s x s, at
-least 0 and at most the last: so the neighbour of a row's end is the next row's start, as in the authors' code. The
-other tokens are the highest of u^22, the layer that makes the features. Exactly K stay, in their order, at positions
-from 0.
+least 0 and at most the last. The other tokens are the highest of u^22, the layer that makes the features. Exactly K
+stay, in their order, at positions from 0.
+
+Code and paper. In the authors' code, as above, the neighbour of a row's end is the next row's start, and that of the
+first row the first patch. The paper's buffer tokens are those next to an anchor in the picture: in `hiprune_paper`
+neighbours beyond an edge are none.
 
 alpha is 0.1: 4, 3 and 1 anchors of 192, 128 and 64 tokens (round takes halves to even). Layer 8 is that of a tower of
 24, and the one at its relative depth in others. No class token is needed; the text has no say.
@@ -32,16 +35,19 @@ OBJECTS = TowerLayer(8, of=24)
 @dataclass(frozen=True)
 class Hierarchy(Scorer):
     """HiPrune's choice; scores are u of the layer that makes the features. alpha: the share of the budget that anchors
-    and their neighbours may have, from 0 to 1. Raises PlanError for another."""
+    and their neighbours may have, from 0 to 1. wrap: neighbours by number, over the edges. Raises PlanError for another
+    alpha."""
 
     alpha: float = 0.1
+    wrap: bool = True
     name: str = field(init=False)
     reads: Rows = Rows.NONE
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise PlanError(f"alpha is {self.alpha!r}: give a share from 0 to 1")
-        object.__setattr__(self, "name", "hiprune" if self.alpha == 0.1 else f"hiprune_{self.alpha:g}")
+        name = "hiprune" if self.wrap else "hiprune_paper"
+        object.__setattr__(self, "name", name if self.alpha == 0.1 else f"{name}_{self.alpha:g}")
 
     @property
     def tower_reads(self) -> TowerReads:
@@ -59,10 +65,17 @@ class Hierarchy(Scorer):
         for group in groups_by_image(leaving):
             anchors = patch[group.index[top_tokens(objects[group.index], round(group.keep * self.alpha / 5))]]
             around = torch.cat([anchors + step for step in (0, -1, 1, -side, side)]).clamp(0, last)
+            if not self.wrap:
+                row, column = anchors // side, anchors % side
+                inside = [row >= 0, column > 0, column < side - 1, row > 0, row < side - 1]
+                around = around[torch.cat(inside)]
             first = torch.isin(patch[group.index], around)
             scores = leaving.scores[group.index].masked_fill(first, float("inf"))
             kept.append(group.index[top_tokens(scores, group.keep)])
         return as_choice(leaving, kept)
 
 
-HIPRUNE = BeforeTheModel("hiprune", "HiPrune", "HiPrune, Liu et al., 2025, arXiv 2508.00553", Hierarchy())
+SOURCE = "HiPrune, Liu et al., 2025, arXiv 2508.00553"
+
+HIPRUNE = BeforeTheModel("hiprune", "HiPrune", SOURCE, Hierarchy())
+HIPRUNE_PAPER = BeforeTheModel("hiprune_paper", "HiPrune (paper)", SOURCE, Hierarchy(wrap=False))

@@ -10,29 +10,34 @@ tokens, with C the cosines of the embeddings (after the projector), its diagonal
 tokens a run gets floor(K w), w = score / (sum of scores + 1e-6), and what is left goes one by one to the largest w. In
 a run its quota of tokens with the highest c stays. A budget of all tokens changes nothing.
 
-Where code and paper differ, this is the code: the paper draws crops, the code cuts runs of the raster; tokens stand run
-by run and in each by falling c, not in the picture's order; and a quota above a run's size is lost, for which the
-result is *padded with zero vectors* at the end (surplus="zeros"; in a trace they stand at the first places that left,
-made of no image token). With surplus="spread" what a run cannot use goes one by one to the largest w that can, and
-nothing is zero. Positions count from 0. The text has no say, though the paper's title speaks of context.
+Code and paper. This is the code: it cuts runs of the raster, tokens stand run by run and in each by falling c, and a
+quota above a run's size is lost, for which the result is *padded with zero vectors* at the end (surplus="zeros"; in a
+trace they stand at the first places that left, made of no image token). `holov_paper` has the paper's crops, 4 x 4 of
+the picture (parts="crops"; crop i of an axis of s patches begins at floor(i s / 4)), the picture's order, and no zeros:
+with surplus="spread" what a part cannot use goes one by one to the largest w that can. Positions count from 0. The text
+has no say, though the paper's title speaks of context.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import normalize
 
 from lmms_textweighted.engine.groups import as_choice, groups_by_image
-from lmms_textweighted.engine.scoring import Choice, Leaving, Merged
+from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, given_tower
 from lmms_textweighted.errors import PlanError, unknown
 from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.placed import BeforeTheModel
+from lmms_textweighted.methods.vscan import window_of
 
 RUNS = 16
 ALPHA = 0.09
 SURPLUS = ("zeros", "spread")
+PARTS = ("runs", "crops")
 
 
 def run_sizes(tokens: int) -> list[int]:
@@ -70,18 +75,23 @@ def quotas(scores: torch.Tensor, sizes: list[int], keep: int, spread: bool) -> l
 
 @dataclass(frozen=True)
 class QuotaOfRuns(ClassAttention):
-    """HoloV's choice; scores are c. surplus: what becomes of quotas above a run's size.
+    """HoloV's choice; scores are c. surplus: what becomes of quotas above a part's size. parts: what has a quota.
 
-    Raises PlanError for another name than those of SURPLUS.
+    Raises PlanError for other names than those of SURPLUS and PARTS.
     """
 
     surplus: str = "zeros"
+    parts: str = "runs"
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.surplus not in SURPLUS:
             raise PlanError(unknown("surplus", self.surplus, SURPLUS))
-        object.__setattr__(self, "name", "holov" if self.surplus == "zeros" else f"holov_{self.surplus}")
+        if self.parts not in PARTS:
+            raise PlanError(unknown("parts", self.parts, PARTS))
+        names = {"runs": {"zeros": "holov", "spread": "holov_spread"}}
+        names["crops"] = {"zeros": "holov_crops", "spread": "holov_paper"}
+        object.__setattr__(self, "name", names[self.parts][self.surplus])
 
     @property
     def merges(self) -> bool:
@@ -96,15 +106,17 @@ class QuotaOfRuns(ClassAttention):
             if group.keep in (0, len(group.index)):
                 kept.append(group.index[: group.keep])
                 continue
-            runs = group.index.split(run_sizes(len(group.index)))
+            runs = self._parts(group.index, leaving)
             flops += sum(2 * len(run) ** 2 * vectors.shape[1] for run in runs if len(run) > 1)
             scores = torch.stack([run_score(vectors[run], leaving.scores[run]) for run in runs])
             counts = quotas(scores.double(), list(map(len, runs)), group.keep, self.surplus == "spread")
+            chosen = []
             for run, count in zip(runs, counts, strict=True):
                 order = torch.sort(leaving.scores[run], descending=True, stable=True).indices
-                kept.append(run if count == len(run) else run[order[:count]])
+                chosen.append(run if count == len(run) else run[order[:count]])
+            stay = torch.cat(chosen)
+            kept.append(stay if self.parts == "runs" else stay.sort().values)
             if missing := group.keep - sum(counts):
-                stay = torch.cat(kept[-len(runs) :])
                 empty = group.index[~torch.isin(group.index, stay)][:missing]
                 before = sum(map(len, kept))
                 zero = torch.zeros_like(leaving.hidden[0])
@@ -112,5 +124,14 @@ class QuotaOfRuns(ClassAttention):
                 kept.append(empty)
         return as_choice(leaving, kept, merged, flops=flops)
 
+    def _parts(self, index: torch.Tensor, leaving: Leaving) -> Sequence[torch.Tensor]:
+        """The tokens of each part that is not empty, each in the picture's order."""
+        if self.parts == "runs":
+            return index.split(run_sizes(len(index)))
+        tower = given_tower(self, leaving)
+        window = window_of(tower.patch[index], math.isqrt(tower.patches))
+        return [index[window == number] for number in window.unique()]
+
 
 HOLOV = BeforeTheModel("holov", "HoloV", "HoloV, Zou et al., NeurIPS 2025", QuotaOfRuns())
+HOLOV_PAPER = BeforeTheModel("holov_paper", "HoloV (paper)", HOLOV.source, QuotaOfRuns(surplus="spread", parts="crops"))

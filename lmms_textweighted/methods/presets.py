@@ -32,7 +32,7 @@ from lmms_textweighted.methods.sparsevlm_plus import SPARSEVLM_PLUS
 from lmms_textweighted.methods.staged import Staged
 from lmms_textweighted.methods.trim import TRIM
 from lmms_textweighted.methods.visionzip import VISIONZIP
-from lmms_textweighted.methods.vispruner import VISPRUNER
+from lmms_textweighted.methods.vispruner import VISPRUNER, ImportantAndDiverse
 from lmms_textweighted.methods.vscan import VSCAN
 
 
@@ -159,6 +159,7 @@ PRESETS: tuple[Preset, ...] = (
     *before(DIVPRUNE, 192, 128, 64, notes=("a ratio of 1/3", "a ratio of 2/9", "a ratio of 1/9")),
     *before(VISIONZIP, 192, 128, 64, notes=("162 + 30", "108 + 20", "54 + 10")),
     *before(VISPRUNER, 192, 128, 64),
+    preset(VISPRUNER, "64_mme", Stage(ImportantAndDiverse(0.75), EMBEDDINGS, 64), note="important ratio 0.75, for MME"),
     *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
     *before(SCOPE, 192, 128, 64),
     *before(HOLOV, 192, 128, 64),

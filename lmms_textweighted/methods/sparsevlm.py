@@ -12,8 +12,9 @@ Counts in the code: 300, 200, 110 ("192"), 303, 110, 36 ("128"), 66, 30, 17 ("64
 and so on. They call it 192 by booking a layer as short that still runs long: the mean over layer inputs is 206.5. A
 budget here counts the merged tokens in, `Recycle(extra=True)` is the authors' way.
 
-The paper derives counts from a rank (v1.0 of the code, with constants for every benchmark), assigns clusters by cosine
-and sums where the code takes means. The code's mean divides by n + 1e-6, here by n. It is for one image and one prompt.
+Code and paper. The paper derives counts from a rank (v1.0 of the code, with constants for every benchmark), assigns
+clusters by cosine and sums where the code takes means. `sparsevlm_paper` assigns and sums so; its counts are those of a
+budget, too. The code's mean divides by n + 1e-6, here by n. It is for one image and one prompt.
 """
 
 from __future__ import annotations
@@ -48,14 +49,19 @@ def kept_beside_merged(tokens: int, budget: int) -> int:
 
 @dataclass(frozen=True)
 class Recycle(Scorer):
-    """SparseVLM's scores and choice. extra: the merged tokens come on top of the budget, as in the authors' code."""
+    """SparseVLM's scores and choice. extra: the merged tokens come on top of the budget, as in the authors' code.
+
+    paper: clusters by cosine, and their sum instead of their mean.
+    """
 
     extra: bool = False
+    paper: bool = False
     name: str = field(init=False)
     needs_embeddings: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", "sparsevlm_extra" if self.extra else "sparsevlm")
+        name = "sparsevlm_paper" if self.paper else "sparsevlm"
+        object.__setattr__(self, "name", f"{name}_extra" if self.extra else name)
 
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         attention = given_attention(self, seen)
@@ -78,7 +84,7 @@ class Recycle(Scorer):
             for image, part in enumerate(_by_image(leaving, group.index[best])):
                 kept[image].append(part)
             most = None if self.extra and group.keep else group.keep
-            found = _clusters(scores, best, vectors[group.index], most)
+            found = _clusters(scores, best, vectors[group.index], most, self.paper)
             flops += 2 * sum(map(len, found)) ** 2 * vectors.shape[1]
             for cluster in found:
                 members = group.index[cluster]
@@ -89,16 +95,19 @@ class Recycle(Scorer):
             for members in clusters[image]:
                 if len(members) > 1:
                     slot = sum(map(len, order))
-                    mean = vectors[members].float().mean(dim=0).to(vectors.dtype)
-                    merged.append(Merged(slot, mean, members))
+                    parts = vectors[members].float()
+                    new = parts.sum(dim=0) if self.paper else parts.mean(dim=0)
+                    merged.append(Merged(slot, new.to(vectors.dtype), members))
                 order.append(members[:1])
         return as_choice(leaving, order, merged, flops=flops)
 
 
-def _clusters(scores: torch.Tensor, kept: torch.Tensor, vectors: torch.Tensor, most: int | None) -> list[torch.Tensor]:
+def _clusters(
+    scores: torch.Tensor, kept: torch.Tensor, vectors: torch.Tensor, most: int | None, by_cosine: bool
+) -> list[torch.Tensor]:
     """The recycled tokens, cluster by cluster, each with its centre first: indices into the scores.
 
-    most: no more clusters than that. Empty where all is kept, or all shall go.
+    most: no more clusters than that. by_cosine: see `density_peaks`. Empty where all is kept, or all shall go.
     """
     taken, count = recycled(len(scores) - len(kept))
     count = count if most is None else min(count, most)
@@ -108,7 +117,7 @@ def _clusters(scores: torch.Tensor, kept: torch.Tensor, vectors: torch.Tensor, m
     gone[kept] = False
     dropped = gone.nonzero().flatten()
     pool = dropped[torch.sort(scores[dropped], descending=True, stable=True).indices[:taken]]
-    centres, member = density_peaks(vectors[pool], count)
+    centres, member = density_peaks(vectors[pool], count, by_cosine)
     found = []
     for number, centre in enumerate(centres.tolist()):
         others = (member == number).nonzero().flatten()
@@ -124,3 +133,12 @@ def _by_image(leaving: Leaving, index: torch.Tensor) -> list[torch.Tensor]:
 SOURCE = "SparseVLM, Zhang et al., ICML 2025, arXiv 2410.04417"
 
 SPARSEVLM = Staged("sparsevlm", "SparseVLM", SOURCE, (Recycle(),) * 3, (2, 6, 15), (309, 204, 113), "renumber")
+SPARSEVLM_PAPER = Staged(
+    "sparsevlm_paper",
+    "SparseVLM (paper)",
+    SOURCE,
+    (Recycle(paper=True),) * 3,
+    SPARSEVLM.layers,
+    SPARSEVLM.counts,
+    "renumber",
+)

@@ -9,9 +9,13 @@ by the cosine of the keys of that layer, mean over heads. A contextual token is
 
     v_target + mean of the v that went to it        (nothing is added where none did)
 
-a sum of target and mean, as in the authors' code: where the paper merges, an average would have half the norm. Then
-comes the projector. The language model gets the class token, the dominant patches in their order, and the contextual
-tokens in the order of their targets, at positions from 0.
+a sum of target and mean, with about twice the norm of either. Then comes the projector. The language model gets the
+class token, the dominant patches in their order, and the contextual tokens in the order of their targets, at positions
+from 0.
+
+Code and paper. This is the authors' code. The paper selects dominant patches and merges the others by similarity, as a
+mean: `visionzip_paper` has d dominant patches, no class token among them, and contextual tokens that are the mean of
+the target and all that went to it.
 
 The authors' settings are d + c = 54 + 10, 108 + 20 and 162 + 30, the class token being one of the d. Other budgets have
 c = round(10/64 K), halves up; below 4 tokens there is no contextual one. A budget of all tokens changes nothing.
@@ -21,7 +25,7 @@ In a trace the class token stands at the place of the first patch that does not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import normalize
@@ -40,13 +44,17 @@ def contextual_count(budget: int) -> int:
 
 @dataclass(frozen=True)
 class DominantAndContextual(ClassAttention):
-    """VisionZip's choice, with its merging."""
+    """VisionZip's choice, with its merging. mean: as the paper has it."""
 
-    name: str = "visionzip"
+    mean: bool = False
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "visionzip_paper" if self.mean else "visionzip")
 
     @property
     def tower_reads(self) -> TowerReads:
-        return TowerReads(class_rows=(FEATURES,), keys=(FEATURES,), vectors=True, class_vector=True)
+        return TowerReads(class_rows=(FEATURES,), keys=(FEATURES,), vectors=True, class_vector=not self.mean)
 
     @property
     def merges(self) -> bool:
@@ -63,26 +71,34 @@ class DominantAndContextual(ClassAttention):
                 kept.append(group.index[: group.keep])
                 continue
             count = contextual_count(group.keep)
-            dominant = top_tokens(leaving.scores[group.index], group.keep - count - 1)
+            dominant = top_tokens(leaving.scores[group.index], group.keep - count - (not self.mean))
             left = _without(group.index, dominant)
             step = max(1, len(left) // count) if count else 1
             places = torch.arange(len(left), device=left.device)[::step][:count]
             targets, others = left[places], _without(left, places)
-            made = [(others[:1], tower.class_vector(others[:1])[0].float(), left[:0])]
+            made, order = [], torch.cat([group.index[dominant], targets])
+            if not self.mean:
+                made.append((others[:1], tower.class_vector(others[:1])[0].float(), left[:0]))
+                order = torch.cat([others[:1], order])
             if count:
                 means, belongs = _means(vectors, keys, others, targets)
                 flops += 2 * len(others) * count * keys.shape[1]
                 for number, went in enumerate(by_number(others, belongs, count)):
                     if len(went):
                         target = targets[number : number + 1]
-                        made.append((target, vectors[target][0].float() + means[number], torch.cat([target, went])))
-            order = torch.cat([others[:1], group.index[dominant], targets])
-            new = tower.project(torch.stack([vector for _, vector, _ in made]).to(vectors.dtype))
+                        own = vectors[target][0].float()
+                        vector = own + means[number]
+                        if self.mean:
+                            vector = (own + len(went) * means[number]) / (1 + len(went))
+                        made.append((target, vector, torch.cat([target, went])))
             before = sum(map(len, kept))
+            kept.append(order)
+            if not made:
+                continue
+            new = tower.project(torch.stack([vector for _, vector, _ in made]).to(vectors.dtype))
             slots = (order == torch.stack([token for token, _, _ in made])).int().argmax(dim=1).tolist()
             for slot, vector, (_, _, sources) in zip(slots, new, made, strict=True):
                 merged.append(Merged(before + slot, vector, sources))
-            kept.append(order)
         return as_choice(leaving, kept, merged, flops=flops)
 
 
@@ -102,6 +118,7 @@ def _means(
     return sums / counts[:, None], belongs
 
 
-VISIONZIP = BeforeTheModel(
-    "visionzip", "VisionZip", "VisionZip, Yang et al., CVPR 2025, arXiv 2412.04467", DominantAndContextual()
-)
+SOURCE = "VisionZip, Yang et al., CVPR 2025, arXiv 2412.04467"
+
+VISIONZIP = BeforeTheModel("visionzip", "VisionZip", SOURCE, DominantAndContextual())
+VISIONZIP_PAPER = BeforeTheModel("visionzip_paper", "VisionZip (paper)", SOURCE, DominantAndContextual(mean=True))
