@@ -8,7 +8,7 @@ pruning layer are called here, on gathered hidden states, so that the two implem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,7 @@ def run_prefix(
         prompts = splice.prompts(1) or unknown_text(hidden)
         layout = find_layout(prompts, hidden.device, text_scope, [question])
         layouts.append(layout)
-        following.append(_following(kwargs.get("position_ids"), layout))
+        following.append(following_position(kwargs.get("position_ids"), layout.lengths[0]))
         features.append(Deepstack.given(kwargs))
         keys.append(prompt_key(prompts.ids[0].tolist()))
         embeddings.append(hidden[0].float() if hidden.ndim == 3 else None)
@@ -183,18 +183,19 @@ def run_prefix(
         splice.attach(stack)
         stack.enter_context(removed_at_end(decoder.register_forward_pre_hook(locate, with_kwargs=True)))
         stack.enter_context(observing(decoder.layers[layer].self_attn, score))
-        caught = stack.enter_context(_stopping_before(decoder, layer + 1))
-        stack.enter_context(contextlib.suppress(_Stopped))
+        caught = stack.enter_context(stopping_before(decoder, layer + 1))
+        stack.enter_context(caught.stopped())
         model(**inputs, **{CACHE_NAME: cache}, use_cache=True)
-    hidden, phases = caught[0]
+    hidden, arguments = caught.seen
+    phases = arguments["position_embeddings"]
     return Prefix(layer, layouts[0], hidden, phases, following[0], features[0], cache, scores, rows_of)
 
 
-def _following(positions: torch.Tensor | None, layout: Layout) -> int:
+def following_position(positions: torch.Tensor | None, length: int) -> int:
     """The position behind a prompt's last. positions: as the decoder is given them: none, [1, S], one of each axis
     [3, 1, S], or the plain ones in front of these [4, 1, S]."""
     if positions is None:
-        return layout.lengths[0]
+        return length
     return int((positions[1:] if positions.ndim == 3 and len(positions) == 4 else positions).max()) + 1
 
 
@@ -230,12 +231,36 @@ def continue_prefix(
     with observing(decoder.layers[-1].self_attn, rank) if ranks else contextlib.nullcontext():
         where = index.to(prefix.phases[0].device)
         phases = tuple(part[0][where] for part in prefix.phases)
-        hidden = _run(decoder, hidden, phases, mask, cache, prefix.layer + 1, len(decoder.layers), behind=add_features)
+        first, end = prefix.layer + 1, len(decoder.layers)
+        hidden = run_layers(decoder, hidden, phases, mask, cache, first, end, behind=add_features)
 
-    tokens: list[list[int]] = [[] for _ in rows]
-    ends = end_tokens(model)
-    going = [True] * count
-    position = prefix.following
+    following = torch.full((count,), prefix.following, device=hidden.device)
+    tokens = decode_rows(
+        model, hidden, cache, present, following, split=prefix.layer + 1, even=even, max_new_tokens=max_new_tokens
+    )
+    return [Continuation(row, ranks_) for row, ranks_ in zip(tokens, found, strict=True)]
+
+
+def decode_rows(
+    model: Any,
+    hidden: torch.Tensor,
+    cache: DynamicCache,
+    present: torch.Tensor,
+    following: torch.Tensor,
+    *,
+    split: int,
+    even: bool,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Greedy tokens of each row of a prefill, up to and with its end token.
+
+    hidden: [R, S, D], what the last layer put out. cache: of the prefill; the layers before `split` hold no fillers,
+    the others those in front of `present` [R, S]; even: there are none. following: [R] the next token's position.
+    """
+    decoder = find_decoder(model)
+    name, dtype = decoder.config._attn_implementation, hidden.dtype
+    tokens: list[list[int]] = [[] for _ in hidden]
+    ends, going = end_tokens(model), [True] * len(tokens)
     while True:
         logits = model.get_output_embeddings()(decoder.norm(hidden[:, -1:])).float()
         chosen = logits.argmax(dim=-1)
@@ -245,14 +270,14 @@ def continue_prefix(
                 tokens[row].append(token)
                 going[row] = token not in ends and len(tokens[row]) < max_new_tokens
         if not any(going):
-            return [Continuation(row, ranks_) for row, ranks_ in zip(tokens, found, strict=True)]
+            return tokens
         hidden = model.get_input_embeddings()(chosen)
-        phases = decoder.rotary_emb(hidden, torch.full_like(chosen, position))
-        hidden = _run(decoder, hidden, phases, None, cache, 0, prefix.layer + 1)
-        present = torch.cat([present, present.new_ones(count, 1)], dim=1)
+        phases = decoder.rotary_emb(hidden, following[:, None].to(hidden.device))
+        hidden = run_layers(decoder, hidden, phases, None, cache, 0, split)
+        present = torch.cat([present, present.new_ones(len(tokens), 1)], dim=1)
         mask = None if even else decoding_mask(present, name, dtype)
-        hidden = _run(decoder, hidden, phases, mask, cache, prefix.layer + 1, len(decoder.layers))
-        position += 1
+        hidden = run_layers(decoder, hidden, phases, mask, cache, split, len(decoder.layers))
+        following = following + 1
 
 
 def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[list[int], list[int]]:
@@ -265,7 +290,7 @@ def row_lengths(prefix: Prefix, shape: DecoderShape, kept_tokens: int) -> tuple[
     )
 
 
-def _run(
+def run_layers(
     decoder: Any,
     hidden: torch.Tensor,
     phases: Any,
@@ -275,7 +300,7 @@ def _run(
     stop: int,
     behind: Callable[[int, torch.Tensor], torch.Tensor] = lambda number, hidden: hidden,
 ) -> torch.Tensor:
-    """Layers `start` to `stop`. behind: (layer's number, its output) -> what the next one gets."""
+    """The hidden states behind layers `start` to `stop`. behind: (layer's number, output) -> what the next one gets."""
     order = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
     for number in range(start, stop):
         output = decoder.layers[number](
@@ -303,21 +328,32 @@ class _Stopped(Exception):
     """The prefix is done: leave the model's forward."""
 
 
-class _stopping_before:
-    """Context: keep the hidden states and rotary phases that enter decoder layer `number`; stop the forward there."""
+@dataclass
+class Caught:
+    """What a layer was about to be given, once the forward has come to it."""
 
-    def __init__(self, decoder: Any, number: int) -> None:
-        self.layer: nn.Module = decoder.layers[number]
+    _found: list[tuple[torch.Tensor, dict]] = field(default_factory=list)
 
-    def __enter__(self) -> list[tuple[torch.Tensor, Any]]:
-        caught: list[tuple[torch.Tensor, Any]] = []
+    @property
+    def seen(self) -> tuple[torch.Tensor, dict]:
+        """(hidden states, the layer's other arguments)."""
+        return self._found[0]
 
-        def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            caught.append((args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
-            raise _Stopped
+    def stopped(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which the model is called: it is left where the layer would have run."""
+        return contextlib.suppress(_Stopped)
 
-        self.handle = self.layer.register_forward_pre_hook(stop, with_kwargs=True)
-        return caught
 
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
+@contextlib.contextmanager
+def stopping_before(decoder: Any, number: int) -> Iterator[Caught]:
+    """Keep what enters decoder layer `number`, and stop the forward there."""
+    caught = Caught()
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        caught._found.append((hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+        raise _Stopped
+
+    layer: nn.Module = decoder.layers[number]
+    with removed_at_end(layer.register_forward_pre_hook(stop, with_kwargs=True)):
+        yield caught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
-from lmms_textweighted.engine.tower import Spent, TowerSeen
+from lmms_textweighted.engine.tower import Spent, TowerReads, TowerSeen
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
 
 
@@ -66,10 +67,13 @@ class Prefill:
         # Of each stage: for every row, scores of its image tokens and weights of the rows that were read.
         self._scored: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._seconds: dict[int, float] = defaultdict(float)
-        looking = [place for place, stage in enumerate(plan.stages) if stage.scorer.tower_reads is not None]
-        self._looks_first = looking[0] if looking else None
-        if looking:
-            self._seconds[looking[0]] = self.tower_spent.seconds
+        # The stage that looks first pays for all.
+        reads = [(place, read) for place, stage in enumerate(plan.stages) if (read := stage.scorer.tower_reads)]
+        self._looks_first, self._tower_flops = None, 0
+        if reads:
+            self._looks_first = reads[0][0]
+            self._tower_flops = self.tower_spent.flops_of(functools.reduce(TowerReads.__or__, (r for _, r in reads)))
+            self._seconds[self._looks_first] = self.tower_spent.seconds
 
     def layout_at(self, layer: int) -> Layout:
         """The layout of the sequence that a layer runs on."""
@@ -179,7 +183,7 @@ class Prefill:
                 merged.append((row, chosen[slots], torch.stack([part.vector for part in choice.merged])))
             document.stages.append(self._trace(stage, previous, row, image, text, scores, weights, choice))
             if place == self._looks_first:
-                document.stages[-1].flops += self.tower_spent.flops * len(layout.image_sizes[row])
+                document.stages[-1].flops += self._tower_flops * len(layout.image_sizes[row])
         seconds = self._seconds.pop(place, 0.0) + time.perf_counter() - began
         for document in self.documents:
             document.stages[-1].seconds = seconds

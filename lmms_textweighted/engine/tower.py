@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,11 +156,16 @@ class TowerSeen:
 
 @dataclass(frozen=True)
 class Spent:
-    """What looking cost in one prefill. seconds: on the host, of all pictures. flops: of each picture: 2 S W for a row
-    of attention over S tokens, all heads together W wide; 2 S^2 W for the means of its columns."""
+    """What looking cost in one prefill. seconds: on the host, of all pictures. flops: of each picture, by what was
+    noted and of which layer: 2 S W for a row of attention over S tokens, all heads together W wide; 2 S^2 W for the
+    means of its columns."""
 
     seconds: float = 0.0
-    flops: int = 0
+    flops: Mapping[tuple[str, TowerLayer], int] = field(default_factory=dict)
+
+    def flops_of(self, reads: TowerReads) -> int:
+        """Of each picture, for a plan that reads these."""
+        return sum(flops for (what, layer), flops in self.flops.items() if layer in getattr(reads, what))
 
 
 @dataclass
@@ -177,7 +182,7 @@ class Watch:
     found: dict[tuple[str, TowerLayer], list[torch.Tensor]] = field(default_factory=dict)
     count: int = 0
     seconds: float = 0.0
-    flops: int = 0
+    flops: dict[tuple[str, TowerLayer], int] = field(default_factory=dict)
     spent: Spent = field(default_factory=lambda: Spent())
     _generating: bool = False
     _patches: int = 0
@@ -220,7 +225,7 @@ class Watch:
         """
         found = {key: torch.cat(parts) for key, parts in self.found.items()}
         patches, count = self._patches, self.count
-        self.spent = Spent(self.seconds, self.flops // max(1, count))
+        self.spent = Spent(self.seconds, {key: flops // max(1, count) for key, flops in self.flops.items()})
         self._clear()
         rows = prompts.pictures
         if rows is None:
@@ -279,7 +284,7 @@ class Watch:
 
     def _clear(self) -> None:
         self.found, self.count, self._patches = {}, 0, 0
-        self.seconds, self.flops = 0.0, 0
+        self.seconds, self.flops = 0.0, {}
 
     def _note(
         self, wanted: Sequence[tuple[str, TowerLayer]], query: torch.Tensor, key: torch.Tensor, scaling: float
@@ -289,7 +294,8 @@ class Watch:
         pictures, heads, length, width = query.shape
         for what, layer in wanted:
             rows = {"keys": 0, "column_means": length}.get(what, 1)
-            self.flops += 2 * pictures * rows * length * heads * width
+            flops = 2 * pictures * rows * length * heads * width
+            self.flops[what, layer] = self.flops.get((what, layer), 0) + flops
             if what == "keys":
                 made = key[:, :, front:].transpose(1, 2).float()
             elif what == "column_means":

@@ -29,15 +29,19 @@ def answer_alone(
     score, exact = judge(answer.text)
     if traced is not None:
         traced(answer.trace)
-    found = answer.trace.ranks
+    return outcome_of(answer.text, score, exact, answer.trace)
+
+
+def outcome_of(text: str, score: float, exact: bool, trace: DocumentTrace) -> Outcome:
+    """What goes into the result of an answer and its prefill's trace."""
     return Outcome(
-        answer=answer.text,
+        answer=text,
         score=score,
         exact=exact,
-        numeric_rank=found.numeric_mean if found else None,
-        effective_rank=found.effective_mean if found else None,
-        image_tokens=answer.trace.image_tokens,
-        kept_tokens=answer.trace.kept_tokens,
-        equivalent_tokens=answer.trace.equivalent_tokens,
-        flops_ratio=answer.trace.flops_ratio,
+        numeric_rank=trace.ranks.numeric_mean if trace.ranks else None,
+        effective_rank=trace.ranks.effective_mean if trace.ranks else None,
+        image_tokens=trace.image_tokens,
+        kept_tokens=trace.kept_tokens,
+        equivalent_tokens=trace.equivalent_tokens,
+        flops_ratio=trace.flops_ratio,
     )

@@ -11,13 +11,14 @@ import torch
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, prefill_flops
 from lmms_textweighted.engine.decoder import find_decoder
+from lmms_textweighted.engine.entrance import can_enter, continue_entrance
 from lmms_textweighted.engine.fanout import Continuation, Prefix, can_share, continue_prefix, row_lengths
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
-from lmms_textweighted.experiment.alone import answer_alone
+from lmms_textweighted.experiment.alone import answer_alone, outcome_of
 from lmms_textweighted.experiment.grid import Point, check_points, make_points
 from lmms_textweighted.experiment.outcomes import Outcome
-from lmms_textweighted.families.attach import run_prefix
+from lmms_textweighted.families.attach import run_entrance, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava, cut
 from lmms_textweighted.inference.memory import alone, in_halves
 from lmms_textweighted.prompts import Message
@@ -27,6 +28,7 @@ __all__ = ["Outcome", "Point", "check_points", "make_points", "run_document"]
 Record = Callable[[int, Sequence[StageTrace]], None]
 
 TOKENS_A_BATCH = 1 << 13  # rows x length of one fan-out batch
+TEXT_OF_A_PROMPT = 128  # tokens, about: only batches' sizes hang on it
 
 
 def run_document(
@@ -42,12 +44,14 @@ def run_document(
     """One document at every point, decoded greedily. judge: answer -> (task's score, whole answer is the target).
     record: is told each point's place and its stages.
 
-    Points whose plan `can_share` go on from one prefill a layer and text scope; each other plan runs by itself, once.
+    Points whose plan `can_share` go on from one prefill a layer and text scope, those whose plan `can_enter` from one
+    entrance into the decoder; each other plan runs by itself, once.
     """
     outcomes: list[Outcome | None] = [None] * len(points)
-    shared = [place for place, point in enumerate(points) if can_share(point.plan)]
-    for place, outcome in _shared(llava, message, points, shared, decoding, ranks, judge, record).items():
-        outcomes[place] = outcome
+    for some, test in ((_shared, can_share), (_entered, can_enter)):
+        here = [place for place, point in enumerate(points) if test(point.plan)]
+        for place, outcome in some(llava, message, points, here, decoding, ranks, judge, record).items():
+            outcomes[place] = outcome
     alone: dict[Plan, Outcome] = {}
     traces: dict[Plan, DocumentTrace] = {}
     for place, point in enumerate(points):
@@ -118,6 +122,58 @@ def _shared(
                     flops_ratio=prefill_flops(shape, lengths) / prefill_flops(shape, whole),
                 )
     return outcomes
+
+
+def _entered(
+    llava: PrunedLlava,
+    message: Message,
+    points: Sequence[Point],
+    here: Sequence[int],
+    decoding: Decoding,
+    ranks: bool,
+    judge: Callable[[str], tuple[float, bool]],
+    record: Record | None,
+) -> dict[int, Outcome]:
+    """The outcomes of the points that remove before the decoder, by their places; equal plans run once."""
+    places: dict[Plan, list[int]] = {}
+    for place in here:
+        places.setdefault(replace(points[place].plan, name=""), []).append(place)
+    if not places:
+        return {}
+    plans = [points[some[0]].plan for some in places.values()]
+    asked = any(plan.text_scope == "question" for plan in plans)
+    encoded = llava.encode([[message]], question=asked)
+    decoding = llava.stopping(decoding)
+    outcomes: dict[int, Outcome] = {}
+    with torch.inference_mode():
+        run = partial(run_entrance, llava.model, encoded.inputs, plans, seed=llava.seed)
+        run = partial(run, question=encoded.question[0], text_tower=llava.text_tower, texts=encoded.texts)
+        entrance = alone(partial(run, image_sizes=encoded.image_sizes))
+        go_on = partial(continue_entrance, llava.model, entrance, max_new_tokens=decoding.max_new_tokens, ranks=ranks)
+        for batch in _of_like_length(plans, entrance.hidden.shape[1]):
+            done = in_halves(batch, go_on, "plans of one document")
+            for plan, (made, trace) in zip(batch, done, strict=True):
+                text = cut(llava.processor.tokenizer.decode(made.tokens, skip_special_tokens=True), decoding.until)
+                score, exact = judge(text)
+                for place in places[replace(plan, name="")]:
+                    outcomes[place] = outcome_of(text, score, exact, trace)
+                    if record is not None:
+                        record(place, trace.stages)
+    return outcomes
+
+
+def _of_like_length(plans: Sequence[Plan], most: int) -> Iterator[list[Plan]]:
+    """Batches of plans that keep about as many tokens, each at most TOKENS_A_BATCH in all. most: a row's length."""
+
+    def kept(plan: Plan) -> int:
+        count = plan.stages[0].keep_tokens
+        return most if count is None else count
+
+    order = sorted(plans, key=kept, reverse=True)
+    while order:
+        size = max(1, TOKENS_A_BATCH // min(most, kept(order[0]) + TEXT_OF_A_PROMPT))
+        batch, order = order[:size], order[size:]
+        yield batch
 
 
 def _stages(prefix: Prefix, point: Point) -> list[StageTrace]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from lmms_textweighted.engine import fanout, pruner
+from lmms_textweighted.engine import entrance, fanout, pruner
 from lmms_textweighted.engine.decoder import find_decoder
+from lmms_textweighted.engine.entrance import Entrance
 from lmms_textweighted.engine.fanout import Prefix
 from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.generating import refusing
@@ -79,6 +80,24 @@ def run_prefix(
     for scorer, scores in prefix.scores.items():
         check_finite(scores, f"the image tokens' scores by {scorer.name}")
     return prefix
+
+
+def run_entrance(
+    model: Any,
+    inputs: BatchFeature,
+    plans: Sequence[Plan],
+    *,
+    image_sizes: Sequence[Sequence[int]] | None = None,
+    text_tower: TextTower | None = None,
+    **options: Any,
+) -> Entrance:
+    """`engine.entrance.run_entrance` of a model of any family. Everything as for `prune`, and so what is raised."""
+    _check(model)
+    splice = splice_of(model)
+    splice.stated = image_sizes
+    if text_tower is not None and any(plan.reads_text for plan in plans):
+        check_text_tower(text_tower, model)
+    return entrance.run_entrance(model, inputs, plans, splice, text_tower=text_tower, **options)
 
 
 def _check(model: Any) -> None:
