@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.again import check_recorded, recorded_experiment
 from lmms_textweighted.experiment.answering import documents_of, model_of
 from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.grid import check_points
@@ -19,8 +18,7 @@ from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.experiment.points import run_document
 from lmms_textweighted.experiment.recorded import recorded
 from lmms_textweighted.experiment.recording import Recorder, uid_of
-from lmms_textweighted.families import LoadOptions
-from lmms_textweighted.inference import PrunedLlava, StatedLengths, geometry_of
+from lmms_textweighted.inference import PrunedLlava, geometry_of
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import software
 from lmms_textweighted.verify.model import compare_models, compare_software
@@ -46,9 +44,7 @@ def verify_sweep(
     if "strategies" not in data or "meta" not in data:
         raise InputError(f"result {str(path)!r} is no sweep's JSON: give the file that `sweep` wrote")
     meta, lines = data["meta"], list(read_lines(path.with_name(f"{path.stem}.answers.jsonl")))
-    if "options" not in meta:
-        raise InputError(f"result {str(path)!r} does not record its options: it is of an older version, run it again")
-    _check_source(path, meta["options"], {"question_file": question_file, "image_folder": image_folder})
+    check_recorded(path, meta, {"question_file": question_file, "image_folder": image_folder})
     rows: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         rows.setdefault(line["document"], []).append(line)
@@ -57,7 +53,7 @@ def verify_sweep(
     if len(rows) != meta["num_samples"]:
         verdict.differences.append(f"answers are of {len(rows)} documents, the result is of {meta['num_samples']}")
     verdict.differences += _means(data, lines)
-    experiment = _experiment(meta, question_file, image_folder)
+    experiment = recorded_experiment(meta, question_file, image_folder)
     llava = _loaded(experiment, meta, verdict)
     points, _ = experiment.grid(geometry_of(llava.model))
     check_points(points, llava)
@@ -92,36 +88,6 @@ def verify_sweep(
     if meta["timed_documents"]:
         verdict.unchecked.append("seconds")
     return verdict
-
-
-def _check_source(path: Path, options: Mapping[str, Any], given: Mapping[str, Path | None]) -> None:
-    """Raises InputError where the question file or its folder is not given, or was not used by the sweep."""
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if options[name] and value is None:
-            raise InputError(
-                f"result {str(path)!r} is of {name} {options[name]!r}, whose place it does not tell: say it with {flag}"
-            )
-        if value is not None and not options[name]:
-            raise InputError(f"{flag} is {str(value)!r}, but result {str(path)!r} has no {name}: leave it out")
-
-
-def _experiment(meta: Mapping[str, Any], question_file: Path | None, image_folder: Path | None) -> Experiment:
-    """The recorded options. What was left to a default is what it came to: dtype and attention kernel."""
-    options, model = dict(meta["options"]), meta["provenance"]["model"]
-    loading = {**options["load_options"], "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}
-    if loading["device_map"] is None:
-        reachable = model["device"] == "cpu" or (model["device"] == "cuda" and torch.cuda.is_available())
-        loading["device"] = model["device"] if reachable else None
-    options.update(
-        load_options=LoadOptions(**loading),
-        stated=StatedLengths(**options["stated"]),
-        conv_mode=meta["conv_mode"],
-        question_file=question_file,
-        image_folder=image_folder,
-        output_dir=Path(),
-    )
-    return Experiment(**options)
 
 
 def _loaded(experiment: Experiment, meta: Mapping[str, Any], verdict: Verdict) -> PrunedLlava:
