@@ -1,4 +1,4 @@
-"""Intervals of a mean score, paired tests of two runs, and Holm's correction.
+"""Intervals of a mean score or of any figure of documents, paired tests of two runs, and Holm's correction.
 
 scipy and statsmodels do the work; statsmodels is imported where it is needed, it takes a second.
 """
@@ -15,6 +15,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 9999
+BOOTSTRAPS = 2000
 _BATCH = 1 << 24  # numbers drawn at once by the permutation test
 
 
@@ -49,6 +50,30 @@ def mean_interval(scores: Sequence[float], clusters: Sequence[str] | None = None
         return float("nan"), float("nan")
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
+
+
+def bootstrap_means(
+    figures: ArrayLike, *, seed: int = 0, resamples: int = BOOTSTRAPS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(means [M], lower [M] and upper bounds [M]) of figures of documents, [N, M]: the percentile bootstrap's 95 %.
+
+    Documents are drawn with replacement, all figures of one together. NaN stands where a document has no such figure:
+    the mean is over those that do. A draw without any of these is left out. All NaN where no document has the figure,
+    and bounds of NaN where only one does.
+    """
+    values = np.asarray(figures, dtype=float)
+    count, known = len(values), np.isfinite(values)
+    filled, documents = np.where(known, values, 0.0), known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = filled.sum(axis=0) / documents
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / max(1, count)), size=resamples)
+        resampled = (drawn @ filled) / (drawn @ known.astype(float))
+    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    enough = documents > 1
+    if enough.any():
+        tails = 50 * (1 - LEVEL), 50 * (1 + LEVEL)
+        low[enough], high[enough] = np.nanpercentile(resampled[:, enough], tails, axis=0)
+    return means, low, high
 
 
 def paired_test(

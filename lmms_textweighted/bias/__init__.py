@@ -1,1 +1,1 @@
-"""Where methods look: what kept tokens follow besides content."""
+"""Where methods look: where kept tokens lie, what scores and words weigh, what choices follow; chance stands beside."""
