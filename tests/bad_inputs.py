@@ -644,6 +644,24 @@ GROUPS = (
         ),
     ),
     Group(
+        "Bias reports",
+        "`lmms-textweighted bias`.",
+        (
+            Bad("lmms-textweighted bias", ("no result is given",)),
+            Bad("lmms-textweighted bias nowhere", ("result 'nowhere'",)),
+            Bad("lmms-textweighted bias images", ("result 'images'", "fastv_textweighted_layer*_experiment.json")),
+            Bad("lmms-textweighted bias images/a.png", ("result 'images/a.png'",)),
+            Bad("lmms-textweighted bias images --tokens many", ("tokens is 'many'",)),
+            Bad("lmms-textweighted bias bias.json", ("report 'bias.json'", "format 0"), {"bias.json": '{"format": 0}'}),
+            Bad(
+                "lmms-textweighted bias swept",
+                ("does not record its options",),
+                {"swept/fastv_textweighted_layer2_experiment.json": '{"strategies": {}, "meta": {}}'},
+            ),
+            Bad("lmms-textweighted bias images --output table.doc", ("output 'table.doc'",)),
+        ),
+    ),
+    Group(
         "Leaderboards",
         "`lmms-textweighted leaderboard FILE`.",
         (

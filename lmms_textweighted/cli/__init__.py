@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from lmms_textweighted.cli.bias import bias
 from lmms_textweighted.cli.compare import compare
 from lmms_textweighted.cli.doctor import doctor
 from lmms_textweighted.cli.files import config, convert, export_scienceqa, tasks_path
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("sweep")(sweep)
 app.command("leaderboard")(leaderboard)
 app.command("compare")(compare)
+app.command("bias")(bias)
 app.command("regress")(regress)
 app.command("verify")(verify)
 app.command("methods")(methods)

@@ -1,0 +1,48 @@
+"""The report as sections of a page: sortable tables, with each figure's meaning and interval where a reader asks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lmms_textweighted.bias.tables import CHANCE, NONE, Table, tables_of
+from lmms_textweighted.page import Cell, Column, Page, Section
+from lmms_textweighted.page import Table as PageTable
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_CHANCE_OUTSIDE = f"{CHANCE}'s value is outside of the 95 % interval"
+
+
+def sections_of(report: dict[str, Any]) -> list[Section]:
+    """A section a table, for whoever makes a page: of a sweep, a comparison, or the report alone."""
+    return [_section(table) for table in tables_of(report)]
+
+
+def page_of(report: dict[str, Any]) -> Page:
+    """A page of the report alone."""
+    meta = report["meta"]
+    facts = [
+        ("model", f"{meta['checkpoint']} ({meta['model_type']})"),
+        ("task", str(meta["task"])),
+        ("documents", str(meta["num_samples"])),
+    ]
+    return Page("Where methods look", sections_of(report), f"intervals: {report['intervals']}", facts)
+
+
+def _section(table: Table) -> PageTable:
+    grouped = any(heading for heading, _ in table.groups)
+    columns = [Column(table.columns[0], number=False)]
+    columns += [Column("budget", number=False)] * grouped
+    columns += [Column(name, number=name != "which") for name in table.columns[1:]]
+    rows = [
+        [Cell(row[0]), *([Cell(heading)] * grouped), *map(_cell, row[1:])]
+        for heading, rows in table.groups
+        for row in rows
+    ]
+    return PageTable(f"Bias: {table.title[0].lower()}{table.title[1:]}", columns, rows, table.notes)
+
+
+def _cell(text: str) -> Cell:
+    number = _NUMBER.match(text)
+    note = _CHANCE_OUTSIDE if text.endswith("*") else "no figure: see below" if text == NONE else ""
+    return Cell(text.strip(), float(number.group()) if number else None, note=note)
