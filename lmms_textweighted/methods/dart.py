@@ -8,7 +8,8 @@ that was taken stay, at their original positions.
 Order of the pivots, of which earlier ones choose first: the authors put their positions in the prompt into a Python
 set, image pivots first, then text pivots, each by falling |k|_1, and go through that. Which comes first is then up to
 how CPython places whole numbers in a hash table (by their remainder to 32, and where two meet, by more), and has
-nothing to do with the picture. `dart` does the same. `dart_paper` goes by |k|_1 itself, image pivots first: the paper,
+nothing to do with the picture. `dart` does the same, and keeps what theirs keeps (60 times of 60 on the embedded model
+at their three settings). `dart_paper` goes by |k|_1 itself, image pivots first: the paper,
 which names no order, has no reason for another.
 
 How many each takes: of K tokens, K - 4 are shared out evenly over the pivots, one more for the first ones where it does
