@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from lmms_eval.utils import simple_parse_args_string
 
 from lmms_textweighted import prune
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.experiment.grid import make_points
-from lmms_textweighted.methods import find_method, make_plan
+from lmms_textweighted.families import load
+from lmms_textweighted.harness.settings import Settings
+from lmms_textweighted.inference import geometry_of
+from lmms_textweighted.leaderboard.commands import expand
+from lmms_textweighted.leaderboard.schema import read_matrix
+from lmms_textweighted.methods import SCORERS, find_method, label_of, make_plan, strategy_digest
 from lmms_textweighted.methods.budget import LLAVA_15_7B, cost_of
+from lmms_textweighted.methods.files import plan_text
 from tests.conftest import IMAGE, make_inputs
+
+FIRST = "name: mine\nstages: [{scorer: divprune, layer: -1, keep_tokens: 96}]\n"
+OWN = """
+from lmms_textweighted.methods import OneStage
+from lmms_textweighted.methods.uniform import LAST_ROW
+MINE = OneStage("own", "own", "a test", LAST_ROW)
+"""
 
 
 def counts(name: str, **budget: float) -> list[tuple[int, int | None]]:
@@ -38,6 +54,81 @@ def test_a_mean_and_a_share_of_the_flops_are_solved_for_both(name, budget):
     plan = make_plan(name, geometry=LLAVA_15_7B, **budget)
     ((kind, value),) = budget.items()
     assert cost_of(plan, LLAVA_15_7B).get(kind) == pytest.approx(value, rel=0.01)
+
+
+def test_positions_are_one_setting_of_the_whole_plan(tmp_path):
+    """The first method's; what a first plan states is not overruled by halves."""
+    assert make_plan("divprune+fastv", keep_tokens=8).positions == "renumber"
+    assert make_plan("divprune+pyramiddrop", keep_tokens=8, positions="keep").positions == "keep"
+    assert make_plan("divprune_192+fastv", keep_tokens=8).positions == "renumber"
+    with pytest.raises(PlanError, match="positions is 'keep', but divprune_192 states 'renumber': leave it out"):
+        make_plan("divprune_192+fastv", keep_tokens=8, positions="keep")
+    file = tmp_path / "first.yaml"
+    file.write_text(FIRST + "positions: keep\nkeep_scope: prompt\n")
+    plan = make_plan(f"{file}+pyramiddrop", keep_ratio=0.1, text_scope="question")
+    assert (plan.positions, plan.keep_scope, plan.text_scope) == ("keep", "prompt", "question")
+    file.write_text(FIRST + "text_scope: all\n")
+    with pytest.raises(PlanError, match="text_scope is 'question', but mine states 'all': leave it out"):
+        make_plan(f"{file}+pyramiddrop", keep_tokens=8, text_scope="question")
+
+
+def test_a_file_may_be_either_method_and_its_path_may_have_the_sign(tmp_path):
+    folder = tmp_path / "a+b"
+    folder.mkdir()
+    (folder / "first+.yaml").write_text(FIRST)
+    (folder / "own.py").write_text(OWN)
+    assert find_method(f"{folder}/first+.yaml").name == "mine"
+    assert find_method(f"{folder}/own.py:MINE").name == "own"
+    assert find_method(f"{folder}/first+.yaml+fastv").name == "mine+fastv"
+    assert find_method(f"divprune+{folder}/own.py:MINE").name == "divprune+own"
+    assert find_method(f"{folder}/first+.yaml+{folder}/own.py:MINE").name == "mine+own"
+    with pytest.raises(PlanError, match="mine is no method that removes in the model by a budget"):
+        find_method(f"divprune+{folder}/first+.yaml")
+
+
+@pytest.mark.parametrize("changed", ["first.yaml", "own.py"])
+def test_an_edited_file_of_either_half_is_another_strategy_to_every_cache(tmp_path, changed):
+    (tmp_path / "first.yaml").write_text(FIRST)
+    (tmp_path / "own.py").write_text(OWN)
+    strategy = f"{tmp_path}/first.yaml+{tmp_path}/own.py:MINE"
+    settings = {"pretrained": "tiny", "strategy": strategy, "keep_tokens": 8}
+    before, plain = Settings.parse(settings).digest(), strategy_digest("divprune+fastv")
+    file = tmp_path / changed
+    file.write_text(file.read_text().replace("96", "97"))
+    after = Settings.parse(settings).digest()
+    assert plain is None
+    assert before is not None
+    if changed == "first.yaml":
+        assert before != after
+    else:
+        file.write_text(file.read_text() + "# edited\n")
+        assert before != Settings.parse(settings).digest()
+
+
+def test_a_composition_goes_into_a_plan_file_and_comes_out_the_same(tmp_path):
+    plan = make_plan("visionzip+fastv", flops_ratio=0.3, geometry=LLAVA_15_7B)
+    file = tmp_path / "both.yaml"
+    file.write_text(plan_text(plan, SCORERS, name="both", source="a test"))
+    assert make_plan(str(file)) == replace(plan, name="both")
+
+
+def test_model_arguments_of_lmms_eval_take_the_sign():
+    arguments = simple_parse_args_string("pretrained=tiny,strategy=divprune+text_weighted,flops_ratio=0.3")
+    plan = Settings.parse(arguments).plan(geometry_of(load("tiny")[0]))
+    assert plan.name == "divprune+text_weighted"
+    assert [stage.layer for stage in plan.stages] == [-1, 2]
+
+
+def test_a_leaderboard_names_its_runs_for_it(tmp_path):
+    (tmp_path / "board.yaml").write_text(
+        "name: pairs\noutput: out\nmodel_args: {pretrained: tiny}\ntasks: [shapes_mcq]\n"
+        "budgets: [64, {flops_ratio: 0.3}]\n"
+        "methods: [none, divprune+text_weighted]\n"
+    )
+    runs = expand(read_matrix(str(tmp_path / "board.yaml")), output=tmp_path)
+    assert [run.name for run in runs] == ["none", "divprune+text_weighted-64", "divprune+text_weighted-flops0.3"]
+    assert "strategy=divprune+text_weighted,keep_tokens=64" in runs[1].options["model_args"]
+    assert [path.name for path in (run.folder for run in runs[1:])] == [run.name for run in runs[1:]]
 
 
 @pytest.mark.parametrize(
@@ -76,3 +167,8 @@ def test_both_choose_as_they_would_alone(small_llava):
     assert before.kept.tolist() == first.documents[0].stages[0].kept.tolist()
     assert after.candidates.tolist() == before.kept.tolist()
     assert both.documents[0].image_lengths == [12, 12, 12, 4, 4, 4]
+
+
+def test_pictures_call_it_by_both_labels():
+    assert label_of("divprune+text_weighted") == "DivPrune, then text-weighted"
+    assert label_of("mine+fastv") == "mine+fastv"

@@ -31,6 +31,7 @@ class MergeLeft(Scorer):
 
     name: str = "merge_left"
     reads: Rows = Rows.TEXT
+    merges: ClassVar[bool] = True
 
     def score(self, seen: Seen):
         return SCORERS["uniform"].score(seen)
@@ -283,3 +284,16 @@ def test_a_scorer_that_asks_for_what_it_did_not_say_it_reads_is_told():
     seen = Seen(torch.arange(3), torch.arange(0))
     with pytest.raises(TypeError, match="reads no attention rows"):
         Forgetful().score(seen)
+
+
+def test_a_scorer_that_merges_without_saying_so_is_stopped(small_llava):
+    """Else the last layer's ranks would be of its new vectors."""
+
+    @dataclass(frozen=True)
+    class Silent(MergeLeft):
+        merges: ClassVar[bool] = False
+
+    model = small_llava()
+    stopped = pytest.raises(TypeError, match="scorer 'merge_left' merges tokens, but does not say so: set its merges")
+    with stopped, prune(model, Plan("silent", (Stage(Silent(), 2, keep_tokens=6),))):
+        model(**make_inputs(model, [(3, IMAGE, 6)]))

@@ -205,3 +205,20 @@ def model_pictures() -> Any:
     from tests.vlms import MODELS
 
     return MODELS["qwen2_vl"].pictures
+
+
+def test_what_is_read_of_a_layer_does_not_change_what_else_is_read_of_it():
+    """The wide row has a scaling of its own, which is not that of the same layer's columns or class row."""
+    model = build_llava(image_size=56, tower_layers=4)
+    inputs = make_inputs(model, [(3, IMAGE, 4)], seed=3)
+
+    def shown(reads: TowerReads):
+        scorer = Looks(reads, [])
+        with prune(model, plan_of(scorer, keep=3)):
+            model(**inputs)
+        return scorer.shown[0].found
+
+    together = shown(TowerReads(wide_class_rows=(LAST,), column_means=(LAST, FEATURES), class_rows=(LAST,)))
+    alone = [TowerReads(wide_class_rows=(LAST,)), TowerReads(column_means=(LAST,)), TowerReads(class_rows=(LAST,))]
+    for reads in alone:
+        assert all(torch.equal(value, together[key]) for key, value in shown(reads).items())

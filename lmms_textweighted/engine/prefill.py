@@ -172,6 +172,8 @@ class Prefill:
             else:
                 scores, weights = self._scored[place][row]
             choice = self._choose(stage, previous, row, image, text, scores, weights, hidden)
+            if choice.merged and not stage.scorer.merges:
+                raise TypeError(f"scorer {stage.scorer.name!r} merges tokens, but does not say so: set its merges")
             chosen = image[choice.kept]
             stays[row, chosen] = True
             if not stage.scorer.keeps_the_best:

@@ -301,11 +301,11 @@ class Watch:
             elif what == "column_means":
                 made = torch.stack([_column_mean(q, k, scaling) for q, k in zip(query, key, strict=True)])[:, front:]
             else:
-                first, keys = query[:, :, :1].float(), key.float()
+                first, keys, scale = query[:, :, :1].float(), key.float(), scaling
                 if what == "wide_class_rows":
                     first, keys = _wide(first), _wide(keys)
-                    scaling = first.shape[-1] ** -0.5
-                made = (first * scaling @ keys.mT).softmax(dim=-1).mean(dim=1)[:, 0, front:]
+                    scale = first.shape[-1] ** -0.5
+                made = (first * scale @ keys.mT).softmax(dim=-1).mean(dim=1)[:, 0, front:]
             self.found.setdefault((what, layer), []).append(made)
         self.seconds += time.perf_counter() - began
 

@@ -9,6 +9,7 @@ import torch
 
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
+from lmms_textweighted.engine.tower import TowerReads
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class Drawn(Scorer):
     @property
     def keeps_the_best(self) -> bool:
         return self.scorer.keeps_the_best
+
+    @property
+    def nested(self) -> bool:
+        return self.scorer.nested
+
+    @property
+    def merges(self) -> bool:
+        return self.scorer.merges
+
+    @property
+    def tower_reads(self) -> TowerReads | None:
+        return self.scorer.tower_reads
 
 
 def draws(plan: Plan) -> bool:

@@ -11,8 +11,7 @@ from lmms_textweighted.experiment.grid import Point
 from lmms_textweighted.experiment.options import Experiment
 from lmms_textweighted.harness.documents import Documents
 from lmms_textweighted.inference import PrunedLlava
-from lmms_textweighted.methods import find_method
-from lmms_textweighted.methods.files import source_digest
+from lmms_textweighted.methods import strategy_digest
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.software import code_digest, lock_digest, versions
 
@@ -32,7 +31,7 @@ def head_of(
     found = {
         "journal": _FORMAT,
         "options": options_of(experiment),
-        "strategy_digests": {name: _digest(name) for name in experiment.strategies},
+        "strategy_digests": {name: strategy_digest(name) for name in experiment.strategies},
         "points": [[point.strategy, point.layer, point.budget, point.seed, point.plan.to_dict()] for point in points],
         "model": model_state(llava),
         "documents": {**documents.describe(), "count": len(documents), "metric": documents.metric},
@@ -67,10 +66,6 @@ def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, A
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _digest(strategy: str) -> str | None:
-    return source_digest(find_method(strategy)) or source_digest(strategy)
 
 
 def _plain(value: Any) -> Any:

@@ -11,9 +11,8 @@ from lmms_textweighted.errors import InputError, unknown
 from lmms_textweighted.families import DEFAULT_CHECKPOINT, LoadOptions
 from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.inference import StatedLengths
-from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan
+from lmms_textweighted.methods import DEFAULT_STRATEGY, Method, find_method, make_plan, strategy_digest
 from lmms_textweighted.methods.budget import BUDGETS, Budget, Geometry
-from lmms_textweighted.methods.files import source_digest
 from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.prompts import check_system_prompt, check_template
 
@@ -153,5 +152,4 @@ class Settings:
 
     def digest(self) -> str | None:
         """What tells two contents of the strategy's file apart; None where the strategy is no file's."""
-        found = find_method(self.strategy)
-        return source_digest(found) or source_digest(self.strategy)
+        return strategy_digest(self.strategy)

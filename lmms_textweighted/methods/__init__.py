@@ -6,6 +6,7 @@ script names its own as `FILE.py:NAME` or `MODULE:NAME`, or hands the object ove
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -28,7 +29,7 @@ from lmms_textweighted.methods.divprune import DIVPRUNE
 from lmms_textweighted.methods.downsample import DOWNSAMPLE
 from lmms_textweighted.methods.fastervlm import FASTERVLM
 from lmms_textweighted.methods.fastv import FASTV, FASTV_ALL_ROWS, FASTV_K2
-from lmms_textweighted.methods.files import is_plan_file, read_plan
+from lmms_textweighted.methods.files import is_plan_file, read_plan, source_digest
 from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM_GRID_PRE
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
 from lmms_textweighted.methods.hiprune import HIPRUNE, HIPRUNE_PAPER
@@ -67,6 +68,7 @@ __all__ = [
     "method_names",
     "paper_variants",
     "preset_names",
+    "strategy_digest",
 ]
 
 ENTRY_POINTS = "lmms_textweighted.methods"
@@ -200,7 +202,7 @@ def find_method(strategy: str | Method) -> Method:
     """
     if isinstance(strategy, Method):
         return strategy
-    if is_plan_file(str(strategy)):
+    if is_plan_file(str(strategy)) and (SIGN not in str(strategy) or Path(strategy).exists()):
         return read_plan(strategy, SCORERS, (*method_names(), *preset_names()))
     for method in (*_OWN, *PRESETS):
         if method.name == strategy:
@@ -208,10 +210,10 @@ def find_method(strategy: str | Method) -> Method:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == strategy:
             return _checked(point.load(), f"entry point {point.value}")
+    halves = _halves(str(strategy))
+    if halves is not None:
+        return Composed(first=find_method(halves[0]), second=find_method(halves[1]))
     place, colon, name = str(strategy).rpartition(":")
-    first, sign, second = str(strategy).partition(SIGN)
-    if sign and not (colon and Path(place).exists()):
-        return Composed(first=find_method(first), second=find_method(second))
     if not colon:
         raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
     try:
@@ -230,8 +232,12 @@ def find_method(strategy: str | Method) -> Method:
 
 
 def label_of(strategy: str) -> str:
-    """What pictures call a method of this package; the name itself where it is another's."""
-    return next((method.label for method in (*_OWN, *PRESETS) if method.name == strategy), strategy)
+    """What pictures call a method of this package, or two of them as one; the name itself where it is another's."""
+    labels = {method.name: method.label for method in (*_OWN, *PRESETS)}
+    first, _, second = strategy.partition(SIGN)
+    if strategy not in labels and first in labels and second in labels:
+        return f"{labels[first]}, then {labels[second]}"
+    return labels.get(strategy, strategy)
 
 
 def make_plan(
@@ -263,6 +269,39 @@ def make_plan(
         positions=positions,
         geometry=geometry,
     )
+
+
+def strategy_digest(strategy: str | Method) -> str | None:
+    """What tells two contents of one strategy apart, see `files.source_digest`; of two as one, of both."""
+    if isinstance(strategy, Composed):
+        parts: tuple[str | Method, ...] = (strategy.first, strategy.second)
+    else:
+        method = find_method(strategy)
+        parts = _halves(str(strategy)) or () if isinstance(method, Composed) and isinstance(strategy, str) else ()
+        if not parts:
+            return source_digest(method) or source_digest(strategy)
+    digests = [strategy_digest(part) for part in parts]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()[:16] if any(digests) else None
+
+
+def _halves(strategy: str) -> tuple[str, str] | None:
+    """FIRST and SECOND of `FIRST+SECOND`; None where it is one name, or one `FILE.py:NAME` whose path has the sign.
+
+    Of several signs, which may be of paths, the first one that has a method on both sides.
+    """
+    place, _, name = strategy.rpartition(":")
+    places = [at for at, sign in enumerate(strategy) if sign == SIGN]
+    named = strategy in method_names() or strategy in preset_names()
+    if not places or named or (name.isidentifier() and Path(place).exists()):
+        return None
+    splits = [(strategy[:at], strategy[at + 1 :]) for at in places]
+    for first, second in splits[:-1]:
+        try:
+            find_method(first), find_method(second)
+        except PlanError:
+            continue
+        return first, second
+    return splits[-1]
 
 
 def _checked(found: object, named: str) -> Method:

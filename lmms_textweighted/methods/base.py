@@ -136,6 +136,11 @@ class Method(ABC):
         return Plan(self.name, stages, text_scope, keep_scope, positions or self.default_positions)
 
     @property
+    def stated(self) -> Plan | None:
+        """The plan that is written down, of a method that takes no budget for that."""
+        return None
+
+    @property
     def is_text_guided(self) -> bool:
         """Whether what stays depends on the text: some scorer reads rows or keys that are not the image's alone, or
         compares patches with it as CLIP does.

@@ -5,18 +5,21 @@ the whole picture, as far as it is still there: a method of one stage goes from 
 at 3 K. Shares are shares of the N. A first that states its own count (a preset: `divprune_192+text_weighted`) keeps
 that whatever K is. A mean or a share of the FLOPs is solved for both together.
 
-Positions are the first method's (0, 1, … for all of this package), and so are those of what the second leaves:
-`positions=keep` gives both those that the tokens had.
+A plan has one kind of positions. It is the first method's (0, 1, … for all of this package), also for what the second
+leaves; `positions=keep` gives both those that the tokens had. A first whose plan is written down, a preset or a file,
+states it, and its scopes with it: asking for another is an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
-from lmms_textweighted.engine.plan import EMBEDDINGS, Stage
+from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.base import Method
+from lmms_textweighted.methods.budget import Budget, Geometry
 
 SIGN = "+"
 FACTOR = 3
@@ -58,6 +61,29 @@ class Composed(Method):
             second=self.second.fitted(num_layers, image_tokens),
             image_tokens=image_tokens,
         )
+
+    def solve(
+        self,
+        budget: Budget | None = None,
+        geometry: Geometry | None = None,
+        *,
+        pruning_layer: int | None = None,
+        text_scope: str = "after",
+        keep_scope: str = "image",
+        positions: str | None = None,
+    ) -> Plan:
+        """As `Method.solve`. Also raises PlanError where a scope or positions are another than the first's plan states.
+
+        A scope that is everyone's default counts as not stated and not asked for.
+        """
+        asked: dict[str, Any] = {"text_scope": text_scope, "keep_scope": keep_scope, "positions": positions}
+        if self.first.stated is not None:
+            for name, default in (("text_scope", "after"), ("keep_scope", "image"), ("positions", None)):
+                value, stated = asked[name], getattr(self.first.stated, name)
+                if default not in (value, stated) and value != stated:
+                    raise PlanError(f"{name} is {value!r}, but {self.first.name} states {stated!r}: leave it out")
+                asked[name] = stated if value == default else value
+        return super().solve(budget, geometry, pruning_layer=pruning_layer, **asked)
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         (before,) = self._first(keep_tokens, keep_ratio)

@@ -46,10 +46,16 @@ class Fixed(Method):
     written: Plan
     takes_budget: ClassVar[bool] = False
     layer: int | None = field(init=False, default=None)
+    default_positions: str = field(init=False, default="keep")
 
     def __post_init__(self) -> None:
         first = self.written.stages[0].layer if self.written.stages else None
         object.__setattr__(self, "layer", first)
+        object.__setattr__(self, "default_positions", self.written.positions)
+
+    @property
+    def stated(self) -> Plan:
+        return self.written
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         return self.written.stages
