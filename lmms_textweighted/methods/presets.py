@@ -165,7 +165,7 @@ PRESETS: tuple[Preset, ...] = (
     *before(DIVPRUNE, 192, 128, 64, notes=("a ratio of 1/3", "a ratio of 2/9", "a ratio of 1/9")),
     *before(VISIONZIP, 192, 128, 64, notes=("162 + 30", "108 + 20", "54 + 10")),
     *before(VISPRUNER, 192, 128, 64),
-    preset(VISPRUNER, "64_mme", Stage(ImportantAndDiverse(0.75), EMBEDDINGS, 64), note="important ratio 0.75, for MME"),
+    preset(VISPRUNER, "64_mme", Stage(ImportantAndDiverse(0.75), EMBEDDINGS, 64), note="ratio 0.75, for MME"),
     *before(HIPRUNE, 192, 128, 64, notes=("alpha 0.1, 4 anchors", "alpha 0.1, 3 anchors", "alpha 0.1, 1 anchor")),
     *before(SCOPE, 192, 128, 64),
     *before(HOLOV, 192, 128, 64),
