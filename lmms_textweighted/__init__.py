@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from lmms_textweighted.families.attach import prune
     from lmms_textweighted.inference.geometry import geometry_of
     from lmms_textweighted.methods import make_plan
+    from lmms_textweighted.show.notebook import show_trace
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Stage", "geometry_of", "load", "make_plan", "prune"]
+__all__ = ["Plan", "Stage", "geometry_of", "load", "make_plan", "prune", "show_trace"]
 
 _HOMES = {
     "Plan": "lmms_textweighted.engine.plan",
@@ -29,6 +30,7 @@ _HOMES = {
     "load": "lmms_textweighted.families",
     "make_plan": "lmms_textweighted.methods",
     "prune": "lmms_textweighted.families.attach",
+    "show_trace": "lmms_textweighted.show.notebook",
 }
 
 

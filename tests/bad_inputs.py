@@ -689,6 +689,31 @@ GROUPS = (
         ),
     ),
     Group(
+        "Pictures of what stays",
+        "`lmms-textweighted show` and `demo`.",
+        (
+            Bad("lmms-textweighted show", ("picture", "question", "--task")),
+            Bad("lmms-textweighted show nowhere.png 'What is it?'", ("'nowhere.png' is missing",)),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --choices red", ("choices is 'red'",)),
+            Bad(
+                "lmms-textweighted show images/a.png 'What is it?' --choices red,blue --target green",
+                ("target is 'green'",),
+            ),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --keep 600", ("keep_tokens is 600", "576")),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --keep 0.5", ("keep is 0.5", "--budget")),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --budget tokens", ("budget is 'tokens'",)),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --doc 3", ("doc is 3", "--task")),
+            Bad("lmms-textweighted show images/a.png 'What is it?' --output taken/out", ("'taken/out'",)),
+            Bad(
+                "lmms-textweighted show images/a.png 'What is it?' --task shapes_mcq",
+                ("task is 'shapes_mcq'", "'images/a.png'"),
+            ),
+            Bad("lmms-textweighted show --task shapes_mcq --doc 500", ("doc is 500", "500 documents"), slow=True),
+            Bad("lmms-textweighted show --task shapes_mcq --choices a,b", ("choices is 'a,b'",)),
+            Bad("lmms-textweighted demo --port 0", ("port is 0",)),
+        ),
+    ),
+    Group(
         "Environment variables",
         "In front of the command.",
         (

@@ -14,11 +14,13 @@ import typer
 
 from lmms_textweighted.cli.bias import bias
 from lmms_textweighted.cli.compare import compare
+from lmms_textweighted.cli.demo import demo
 from lmms_textweighted.cli.doctor import doctor
 from lmms_textweighted.cli.files import config, convert, export_scienceqa, tasks_path
 from lmms_textweighted.cli.leaderboard import leaderboard
 from lmms_textweighted.cli.methods import methods
 from lmms_textweighted.cli.regress import regress
+from lmms_textweighted.cli.show import show
 from lmms_textweighted.cli.sweep import sweep
 from lmms_textweighted.cli.verify import verify
 from lmms_textweighted.errors import TextweightedError
@@ -38,6 +40,8 @@ app.command("compare")(compare)
 app.command("bias")(bias)
 app.command("regress")(regress)
 app.command("verify")(verify)
+app.command("show")(show)
+app.command("demo")(demo)
 app.command("methods")(methods)
 app.command("doctor")(doctor)
 app.command("convert")(convert)

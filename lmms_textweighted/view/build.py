@@ -43,14 +43,17 @@ class Given:
     def stage(self, stage: StageTrace) -> StageView:
         """A stage of a trace of this prompt. Raises InputError where it is another prompt's."""
         candidates, order = stage.candidates.cpu().sort()
-        weights = stage.text_weights.flatten().tolist()
+        weights, rows = stage.text_weights.tolist(), stage.text.tolist()
+        # Some scorers read the rows of image tokens, which are no words.
+        known = set(self.text)
+        read = [(row, weight) for row, weight in zip(rows, weights, strict=True) if row in known] if weights else []
         return StageView(
             layer=stage.layer,
             kept=tuple(sorted(self._numbers(stage.kept.tolist(), self.image))),
             candidates=self._numbers(candidates.tolist(), self.image),
             scores=tuple(stage.scores.cpu()[order].tolist()) if len(stage.scores) else None,
-            text=self._numbers(stage.text.tolist(), self.text) if weights else (),
-            weights=tuple(weights),
+            text=self._numbers([row for row, _ in read], self.text),
+            weights=tuple(weight for _, weight in read),
             sources={
                 self._numbers([to], self.image)[0]: self._numbers(of, self.image) for to, of in stage.sources.items()
             },

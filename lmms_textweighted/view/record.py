@@ -42,9 +42,10 @@ class StrategyView:
     (keep_tokens, keep_ratio, equivalent_tokens, flops_ratio); None where it takes none. pruning_layer: as it was asked
     for, None where the method has layers of its own. seed: of a drawn choice, where there are several.
 
-    answer: its text; right: whether it is the target; score: the task's; both None where nobody knows. figures: numbers
-    by the names of `DocumentTrace`, as kept_tokens, equivalent_tokens, flops_ratio, kv_ratio, selection_seconds.
-    pictures: the pictures as this strategy had them, where it makes them smaller than the document's.
+    answer: its text; right: whether it is the target, or has all of the task's score; score: the task's; both None
+    where nobody knows. figures: numbers by the names of `DocumentTrace`, as kept_tokens, equivalent_tokens,
+    flops_ratio, kv_ratio, selection_seconds. pictures: the pictures as this strategy had them, where it makes them
+    smaller than the document's.
     """
 
     strategy: str
