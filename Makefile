@@ -27,12 +27,13 @@ $(1)/lmms-eval --config $(2)/config.yaml --output_path $(2)/lmms-eval
 	|| { echo "lmms-eval wrote no results file into $(2)/lmms-eval"; exit 1; }
 endef
 
-demo: .venv/.installed  ## lmms-eval on the embedded model, then the sweep, and a short one of the second: in demo/
+demo: .venv/.installed  ## lmms-eval on the embedded model, then a sweep of each of the two, as demo/page.html
 	$(call EVALUATE_SHAPES,$(BIN),demo)
-	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
-		--output-dir demo/sweep --overwrite
 	$(BIN)/lmms-textweighted sweep --model-path tiny-qwen --num-samples 100 --tokens 144,64,32,16 \
-		--output-dir demo/sweep-qwen --overwrite
+		--output-dir demo/sweep-qwen --overwrite --html demo/page-qwen.html
+	$(BIN)/lmms-textweighted sweep --num-samples 200 --tokens 576,448,320,256,192,128,96,64,48,32,24,16 \
+		--output-dir demo/sweep --overwrite --html demo/page.html
+	@echo "open this page in a browser: $(CURDIR)/demo/page.html (and of the second model: page-qwen.html beside it)"
 
 # Two or more processes with a thread each: small models gain little from more threads.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4

@@ -250,6 +250,8 @@ GROUPS = (
             Bad(_SWEEP + "--model-base x", ("model_base is 'x'",)),
             Bad(_SWEEP + "--task no_such_task", ("unknown task 'no_such_task'",), slow=True),
             Bad(_SWEEP + "--output-dir taken/out", ("output folder 'taken/out'",)),
+            Bad(_SWEEP + "--views -1", ("views is -1",)),
+            Bad(_SWEEP + "--html images", ("html is 'images'", "a folder")),
             Bad(_SWEEP + "--task shapes_mcq --question-file Q.json", ("'shapes_mcq'", "'Q.json'")),
             Bad(_SWEEP + "--image-folder images", ("image_folder is 'images'",)),
             Bad(_SWEEP + "--skip-missing", ("skip_missing",)),
@@ -614,6 +616,7 @@ GROUPS = (
             ),
             Bad("lmms-textweighted compare run --format html", ("format", "'html'")),
             Bad("lmms-textweighted compare run --output table.html", ("output 'table.html'",)),
+            Bad("lmms-textweighted compare run --html taken/page.html", ("page 'taken/page.html'",)),
             Bad("lmms-textweighted compare run --metric pope", ("metric is 'pope'",)),
             Bad("lmms-textweighted compare run --published fastw", ("published table 'fastw'", "did you mean")),
             Bad(

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,7 @@ from transformers import (
 
 from lmms_textweighted.families.attach import prune
 from lmms_textweighted.methods import SCORERS
+from tests.browser import started
 from tests.oracles import (
     ExpectedStage,
     anyres_grid,
@@ -77,6 +78,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("nightly"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser; see tests/browser.py."""
+    with started() as browser:
+        yield browser
 
 
 # The scorers of whose decoder rows alone the best stay, in their order. Others choose sets, or look at the tower.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,12 +28,17 @@ def compare(
         str | None, typer.Option(help="terminal, markdown, csv, latex or json; by the output's ending if left out.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write it here instead of printing it.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page here, too: curves, table and documents in one file.")
+    ] = None,
 ) -> None:
     """One table of finished runs: methods at budgets, tasks, 95 % intervals, and paired tests against a reference."""
     from lmms_textweighted.compare import compare_runs
     from lmms_textweighted.compare.formats import choose_format, render, show
+    from lmms_textweighted.page import check_page, write_page
 
     chosen = choose_format(format, output)
+    check_page(html)
     pairs = [pair.partition("=") for pair in metric or []]
     for name, equals, value in pairs:
         if not (name and equals and value):
@@ -50,3 +56,8 @@ def compare(
         show(comparison)
     else:
         print(render(comparison, chosen), end="")
+    if html is not None:
+        from lmms_textweighted.compare.webpage import page_of
+
+        write_page(html, page_of(comparison))
+        print(f"page: {html.resolve()}", file=sys.stderr if output is None and chosen != "terminal" else sys.stdout)

@@ -28,6 +28,7 @@ def leaderboard(
         bool, typer.Option("--keep-going", help="Go on after a failed run, instead of ending at the first one.")
     ] = False,
     output_dir: Annotated[Path | None, typer.Option(help="Instead of the config's.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page of the table here, too.")] = None,
     flops_per_second: Annotated[
         float | None,
         typer.Option(help="The estimate's rate, all devices together; else the config's (1e14, a third of an A100)."),
@@ -41,6 +42,6 @@ def leaderboard(
     from lmms_textweighted.leaderboard.main import Request, run_leaderboard
 
     request = Request(
-        config, output_dir, limit, only, launcher, keep_going, dry_run, write, flops_per_second, bytes_per_second
+        config, output_dir, limit, only, launcher, keep_going, dry_run, write, flops_per_second, bytes_per_second, html
     )
     raise typer.Exit(run_leaderboard(request))

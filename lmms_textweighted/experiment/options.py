@@ -18,6 +18,7 @@ from lmms_textweighted.families.images import check_aspect_ratio
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.inference import StatedLengths
 from lmms_textweighted.methods.budget import Geometry
+from lmms_textweighted.page import check_page
 from lmms_textweighted.pictures import PICTURE_LIMITS
 from lmms_textweighted.prompts import check_system_prompt, check_template
 
@@ -123,10 +124,7 @@ class Experiment:
             raise InputError(f"time is {experiment.timed}: give a number of documents, or 0")
         if experiment.views < 0:
             raise InputError(f"views is {experiment.views}: give a number of documents, or 0")
-        if experiment.html is not None:
-            check_writable(experiment.html.parent)
-            if experiment.html.is_dir():
-                raise InputError(f"html is {str(experiment.html)!r}, which is a folder: give the page a name in it")
+        check_page(experiment.html)
         return experiment
 
     def references(self, points: Sequence[Point]) -> list[str]:

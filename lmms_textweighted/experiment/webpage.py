@@ -44,7 +44,7 @@ def page_of(data: dict[str, Any], documents: Recorded, *, more: Sequence[Section
         ("Weights", f"{meta['dtype']} on {meta['device']}"),
     ]
     return Page(
-        title=f"{label_of(_main(data))} and others: {meta['task']}",
+        title=f"{meta['checkpoint']} on {meta['task']}",
         subtitle="What removing image tokens costs in accuracy, and what it saves.",
         facts=facts,
         sections=[*sections_of(data, documents), *more],
@@ -202,8 +202,3 @@ def _point(tokens: float, meta: dict[str, Any]) -> str:
 
 def _timed(meta: dict[str, Any]) -> str:
     return f"Times are medians of {meta['timed_documents']} documents, each timed beside unpruned on this machine."
-
-
-def _main(data: dict[str, Any]) -> str:
-    names = list(data["strategies"])
-    return "text_weighted" if "text_weighted" in names else names[0]

@@ -22,6 +22,7 @@ from lmms_textweighted.leaderboard.results import done
 from lmms_textweighted.leaderboard.runner import Outcome, run_missing
 from lmms_textweighted.leaderboard.schema import Matrix, read_matrix
 from lmms_textweighted.leaderboard.show import show_commands, show_plan, show_states
+from lmms_textweighted.page import check_page, write_page
 
 INTERRUPTED = 130  # as a shell has it
 TABLE = "leaderboard"  # the table's files, beside the runs
@@ -41,6 +42,7 @@ class Request:
     write: Path | None = None
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
+    html: Path | None = None
 
 
 def run_leaderboard(request: Request) -> int:
@@ -54,6 +56,7 @@ def run_leaderboard(request: Request) -> int:
     matrix = read_matrix(request.config)
     if request.limit is not None and request.limit < 1:
         raise InputError(f"limit is {request.limit}: give a whole number of documents of at least 1")
+    check_page(request.html)
     output = request.output_dir or Path(matrix.output)
     if request.limit is not None:  # trials apart from the real thing
         output = output.with_name(f"{output.name}-limit{request.limit}")
@@ -73,7 +76,7 @@ def run_leaderboard(request: Request) -> int:
     except KeyboardInterrupt:
         print("lmms-textweighted: interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    _compare(matrix, every, output, console)
+    _compare(matrix, every, output, request.html, console)
     return _verdict(runs, outcomes)
 
 
@@ -122,10 +125,11 @@ def _write(path: Path, runs: list[Run], config: str) -> None:
         raise InputError(f"config file {str(path)!r} cannot be written: {error.strerror}") from error
 
 
-def _compare(matrix: Matrix, runs: Sequence[Run], output: Path, console: Console) -> None:
+def _compare(matrix: Matrix, runs: Sequence[Run], output: Path, html: Path | None, console: Console) -> None:
     """Print the table over all runs of the leaderboard that are done, now or before, and write it beside them."""
     from lmms_textweighted.compare import compare_runs
     from lmms_textweighted.compare.formats import ENDINGS, render, show
+    from lmms_textweighted.compare.webpage import page_of
 
     states = {run.name: done(run) for run in runs}
     files = [file for file, _ in states.values() if file is not None]
@@ -139,6 +143,9 @@ def _compare(matrix: Matrix, runs: Sequence[Run], output: Path, console: Console
         table = output / f"{TABLE}{ending}"
         table.write_text(render(comparison, format), encoding="utf-8")
         console.print(f"wrote {table}", markup=False, highlight=False, soft_wrap=True)
+    if html is not None:
+        write_page(html, page_of(comparison, title=f"Leaderboard {matrix.name}"))
+        console.print(f"page: {html.resolve()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _verdict(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> int:

@@ -1,7 +1,7 @@
 """A single self-contained HTML file of results and documents, that opens from disk without a network."""
 
 from lmms_textweighted.page.sections import Cell, Chart, Column, Curve, Curves, Documents, Figure, Section, Shown, Table
-from lmms_textweighted.page.write import Page, render, write_page
+from lmms_textweighted.page.write import Page, check_page, render, write_page
 
 __all__ = [
     "Cell",
@@ -15,6 +15,7 @@ __all__ = [
     "Section",
     "Shown",
     "Table",
+    "check_page",
     "render",
     "write_page",
 ]

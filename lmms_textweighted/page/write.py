@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,20 @@ class Page:
     sections: Sequence[Section]
     subtitle: str = ""
     facts: Sequence[tuple[str, str]] = ()
+
+
+def check_page(path: Path | None) -> None:
+    """Raises InputError where a page could not be written: to be known before the work. None: no page is asked for."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"html is {str(path)!r}, which is a folder: give the page a name in it, as {path}/page.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"page {str(path)!r} cannot be written ({error.strerror}): name another file") from error
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -93,8 +93,8 @@ class Browser {
       make("div", { class: "two" },
         make("div", { class: "card seen" }, make("div", { class: "tools" }, this.modes, this.stageField), this.boards, this.bar, this.pointed),
         make("div", { class: "beside" },
-          make("div", { class: "card" }, make("h4", {}, "The words and their weights"), this.words, this.strongest),
-          make("div", { class: "card" }, make("h4", {}, "This document everywhere"), this.map))),
+          make("div", { class: "card" }, make("h4", {}, "The words and their weights"), this.words, this.strongest))),
+      make("div", { class: "card" }, make("h4", {}, "This document everywhere"), this.map),
       make("p", { class: "soft keys" }, ...["n", " next, ", "p", " previous document; ", "s", " next strategy; ", "+", " ", "−", " budget; arrow keys move over the picture."].map((text, place) => (place % 2 ? text : make("kbd", {}, text)))));
     if (this.data.left_out) body.append(make("p", { class: "note" }, `${this.data.left_out} more documents have no place on this page.`));
     body.append(make("div", { class: "browser" }, side, main));
@@ -352,7 +352,8 @@ class Browser {
     const weights = stage && "weights" in stage ? decoded(detail.numbers[stage.weights]) : [];
     const text = weights.length ? detail.texts[stage.text] : [];
     const by = new Map(text.map((piece, place) => [piece, weights[place]]));
-    const first = Math.min(detail.after, ...(text.length ? [text[0]] : [detail.after]));
+    let first = Math.min(detail.after, ...(text.length ? [text[0]] : [detail.after]));
+    while (first < detail.pieces.length && !detail.pieces[first].trim()) first += 1;
     const most = Math.max(...weights, 0);
     this.words.replaceChildren(...detail.pieces.slice(first).map((piece, place) => {
       const weight = by.get(first + place);
@@ -365,6 +366,6 @@ class Browser {
     const top = [...by].sort((one, other) => other[1] - one[1]).slice(0, 5).filter(([, weight]) => weight > 0);
     const even = weights.length && Math.max(...weights) === Math.min(...weights);
     this.strongest.textContent = !stage ? "Nothing leaves here, and so no word decides." : !weights.length ? "This strategy reads no words."
-      : even ? `All ${weights.length} tokens count alike.` : `Strongest: ${top.map(([piece, weight]) => `“${detail.pieces[piece].trim() || "⏎"}” ${number(weight)}`).join(", ")}`;
+      : weights.length === 1 ? `It reads one token alone: “${detail.pieces[text[0]].trim() || "⏎"}”.` : even ? `All ${weights.length} tokens count alike.` : `Strongest: ${top.map(([piece, weight]) => `“${detail.pieces[piece].trim() || "⏎"}” ${number(weight)}`).join(", ")}`;
   }
 }

@@ -83,6 +83,7 @@ class Board {
     context.fillStyle = css("--empty");
     context.fillRect(0, 0, width, height);
     if (state.image) this.picture(context, width, height);
+    context.filter = "none";
     context.setTransform(scale, 0, 0, scale, 0, 0);
     const edge = (places) => this.outline(context, places, scale, sharp);
     if (state.mode === "scores" && state.scores) this.heated(context);
@@ -93,6 +94,7 @@ class Board {
   picture(context, width, height) {
     const { image, size, coarse } = this.state;
     context.imageSmoothingEnabled = !coarse;
+    context.filter = this.state.mode === "scores" && this.state.scores ? "grayscale(1)" : "none";  // colours are the scores'
     if (!coarse) return context.drawImage(image, 0, 0, width, height);
     const small = Object.assign(document.createElement("canvas"), { width: size[0], height: size[1] });
     small.getContext("2d").drawImage(image, 0, 0, size[0], size[1]);
