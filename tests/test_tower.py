@@ -175,7 +175,7 @@ def test_a_method_that_needs_a_class_token_is_refused_where_there_is_none():
 
 def test_a_tower_whose_patches_are_no_image_tokens_is_refused():
     assert "but of InternVLVisionModel in a InternVLFor" in refusal(model_of("internvl"), "fastervlm")
-    assert "but of CLIPVisionModel in a LlavaNextFor" in refusal(build_anyres("llava_next"), "vispruner")
+    assert "but of SiglipVisionModel in a LlavaOnevisionFor" in refusal(build_anyres("llava_onevision"), "hiprune")
     whole = build_llava()
     whole.config.vision_feature_select_strategy = "full"
     assert "but of CLIPVisionModel in a LlavaFor" in refusal(whole, "fastervlm")

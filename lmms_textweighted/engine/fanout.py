@@ -49,6 +49,7 @@ def can_share(plan: Plan) -> bool:
             and stage.keep_tokens is not None
             and stage.scorer.keeps_the_best
             and stage.scorer.tower_reads is None
+            and not stage.divides
             for stage in plan.stages
         )
     )

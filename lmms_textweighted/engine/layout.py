@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lmms_textweighted.engine.grids import Grid
 from lmms_textweighted.errors import PlanError
 
 IMAGE = -1  # stands at image tokens in a prompt's ids, whatever the model's own id is
@@ -18,13 +19,15 @@ class Prompts:
 
     ids: int64 [B, S], IMAGE at every image token. valid: bool [B, S], False at padding. image_sizes: for each row, the
     number of tokens of each of its images, in order. pictures: for each row, which of the pictures that entered the
-    vision tower its images are; None where the rows take them one after the other.
+    vision tower its images are; None where the rows take them one after the other. grids: of each picture that entered
+    the tower, which patch each of its tokens is; None where that is not known.
     """
 
     ids: torch.Tensor
     valid: torch.Tensor
     image_sizes: tuple[tuple[int, ...], ...]
     pictures: tuple[tuple[int, ...], ...] | None = None
+    grids: tuple[Grid, ...] | None = None
 
     def repeated(self, times: int) -> Prompts:
         """Each row `times` times in a row, as beam search does it."""
@@ -35,7 +38,43 @@ class Prompts:
             self.valid.repeat_interleave(times, 0),
             tuple(sizes for sizes in self.image_sizes for _ in range(times)),
             None if self.pictures is None else tuple(row for row in self.pictures for _ in range(times)),
+            self.grids,
         )
+
+    def pictures_of_rows(self, count: int) -> tuple[tuple[int, ...], ...] | None:
+        """`pictures`, of the `count` that entered the tower; found out where rows take them one after the other and
+        beam search repeats each row. None where the pictures do not fit."""
+        rows = self.pictures
+        if rows is None:
+            rows = _in_order([len(sizes) for sizes in self.image_sizes], count)
+        return None if rows is None or any(number >= count for row in rows for number in row) else rows
+
+    def grids_of_rows(self) -> list[list[Grid]] | None:
+        """For each row, the grids of its pictures; None where they are not known or do not fit the rows."""
+        rows = None if self.grids is None else self.pictures_of_rows(len(self.grids))
+        if rows is None or self.grids is None:
+            return None
+        found = [[self.grids[number] for number in row] for row in rows]
+        fit = [tuple(len(grid.numbers) for grid in row) for row in found] == list(self.image_sizes)
+        return found if fit else None
+
+
+def _in_order(counts: Sequence[int], pictures: int) -> tuple[tuple[int, ...], ...] | None:
+    """The pictures' numbers of each row, where rows take them in order, and beam search repeats each row; or None."""
+    total = sum(counts)
+    if not total:
+        return ((),) * len(counts)
+    times, rest = divmod(total, pictures) if pictures else (0, 1)
+    if rest or not times or len(counts) % times:
+        return None
+    rows: list[tuple[int, ...]] = []
+    first = 0
+    for start in range(0, len(counts), times):
+        if len(set(counts[start : start + times])) > 1:
+            return None
+        rows += [tuple(range(first, first + counts[start]))] * times
+        first += counts[start]
+    return tuple(rows)
 
 
 def unknown_text(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Prompts:

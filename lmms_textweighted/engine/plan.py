@@ -23,6 +23,11 @@ KEEP_SCOPES = ("image", "prompt")
 POSITIONS = ("keep", "renumber")
 # What a share is of: the image tokens before the stage, or those before anything left.
 KEEP_OF = ("current", "original")
+# Of a picture that is cut into crops (LLaVA-NeXT): whether each crop, the whole view among them, has an equal share of
+# the budget, or all of the picture's tokens are ranked together.
+GRIDS = ("per_crop", "over_all")
+# Newline tokens: chosen like the others, all kept beside the budget, or none.
+NEWLINES = ("eligible", "keep", "drop")
 EMBEDDINGS = -1  # the "layer" after which tokens leave before layer 0
 
 
@@ -37,6 +42,9 @@ class Stage:
     share of, see KEEP_OF.
     score_layer: the layer whose attention is scored; `layer` itself when None. `layer + 1` scores what leaves `layer`
     with the next layer's norm, queries and keys, without running it.
+    grid, newlines: see GRIDS and NEWLINES; None is the scorer's own. Newlines that are kept or dropped count in no
+    budget. A newline is of no crop and has no patch: with per_crop, and for a scorer that looks at the vision tower,
+    it cannot be eligible.
 
     Raises PlanError when the values make no stage.
     """
@@ -47,6 +55,8 @@ class Stage:
     keep_ratio: float | None = None
     score_layer: int | None = None
     keep_of: str = "current"
+    grid: str | None = None
+    newlines: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorer, Scorer):
@@ -71,6 +81,30 @@ class Stage:
             raise PlanError(f"keep_tokens is {self.keep_tokens!r}: give a whole number of at least 0")
         if self.keep_ratio is not None and not (_is_number(self.keep_ratio) and 0 < self.keep_ratio <= 1):
             raise PlanError(f"keep_ratio is {self.keep_ratio!r}: give a number above 0 and at most 1")
+        for name, value, known in (("grid", self.grid, GRIDS), ("newlines", self.newlines, NEWLINES)):
+            if value is not None and value not in known:
+                raise PlanError(unknown(name, value, known))
+        tower = self.scorer.tower_reads is not None
+        if self.newlines == "eligible" and (tower or self.grid_rule == "per_crop"):
+            why = f"scorer {self.scorer.name!r} looks at patches" if tower else "grid is 'per_crop'"
+            raise PlanError(f"newlines is 'eligible', but {why}, and a newline token is none of a crop's: keep or drop")
+
+    @property
+    def grid_rule(self) -> str:
+        """The one of GRIDS that holds."""
+        return self.scorer.grid_rule if self.grid is None else self.grid
+
+    @property
+    def newlines_rule(self) -> str:
+        """The one of NEWLINES that holds."""
+        if self.newlines is None and self.grid_rule == "per_crop" and self.scorer.newlines_rule == "eligible":
+            return "drop"
+        return self.scorer.newlines_rule if self.newlines is None else self.newlines
+
+    @property
+    def divides(self) -> bool:
+        """Whether crops and newline tokens are anything but image tokens like the others to this stage."""
+        return (self.grid_rule, self.newlines_rule) != ("over_all", "eligible")
 
     @property
     def scored_at(self) -> int:
@@ -207,6 +241,7 @@ class Plan:
                     "keep_tokens": stage.keep_tokens,
                     "keep_ratio": stage.keep_ratio,
                     **({} if stage.keep_of == "current" else {"keep_of": stage.keep_of}),
+                    **({"grid": stage.grid_rule, "newlines": stage.newlines_rule} if stage.divides else {}),
                 }
                 for stage in self.stages
             ],

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from lmms_textweighted.engine.cost import DecoderShape, scoring_flops
+from lmms_textweighted.engine.grids import Grid, places_of
 from lmms_textweighted.engine.layout import Layout
 from lmms_textweighted.engine.observe import attention_rows, observing
+from lmms_textweighted.engine.parts import Parts, divided
 from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.engine.rank import Ranks, attention_ranks
 from lmms_textweighted.engine.scoring import Choice, Leaving, Rows, Scorer, Seen
 from lmms_textweighted.engine.shortened import Shortened, shorten, take
 from lmms_textweighted.engine.tower import Spent, TowerReads, TowerSeen
 from lmms_textweighted.engine.trace import DocumentTrace, StageTrace
+from lmms_textweighted.errors import PlanError
 
 
 class Prefill:
@@ -28,6 +31,7 @@ class Prefill:
     layout: of the whole sequences. keys: for each row, what a choice by chance draws from; empty where no stage does.
     tower: for each row, image tokens' numbers -> what was seen of the vision tower there; empty where no stage looks.
     tower_spent: what that looking cost; it counts with the first stage that looks.
+    grids: for each row, which patch each token of its pictures is; None where that is not known.
     documents: the rows' traces, filled in as the layers run. shortened: for each layer, the sequence it runs on where
     that is not the whole one; decoding goes on from it.
     """
@@ -43,8 +47,10 @@ class Prefill:
         seed: int,
         tower: Sequence[Callable[[torch.Tensor], TowerSeen] | None] = (),
         tower_spent: Spent | None = None,
+        grids: Sequence[Sequence[Grid]] | None = None,
     ) -> None:
-        self.tower, self.tower_spent = tower, tower_spent or Spent()
+        self.tower, self.tower_spent, self.grids = tower, tower_spent or Spent(), grids
+        self.places = None if grids is None else [places_of(row).to(layout.image.device) for row in grids]
         self.plan, self.layout, self.decoder, self.keys, self.seed = plan, layout, decoder, keys, seed
         self.shape, self.full_length = shape, layout.valid.shape[1]
         self.shortened: list[Shortened | None] = [None] * shape.layers
@@ -126,11 +132,13 @@ class Prefill:
         scored = []
         for row in range(query.shape[0]):
             # With device_map the scored layer may live on another device than the input.
-            image, text = (places.to(query.device) for places in positions_of(layout, row))
+            there, text = (places.to(query.device) for places in positions_of(layout, row))
+            parts = self._parts(stage, current, row, there)
+            image, sizes = _eligible(parts, there, layout.image_sizes[row])
             if len(image):
                 rows = rows_read(stage.scorer.reads, layout, row, image, text)
                 attention, keys = read(stage.scorer, query[row], key[row], rows, layout.valid[row], scaling)
-                seen = self._seen(stage.scorer, current, row, image, rows, text, attention, keys)
+                seen = self._seen(stage.scorer, current, row, image, sizes, rows, text, attention, keys)
                 scores, weights = stage.scorer.score(seen)
             else:
                 scores = weights = query.new_zeros(0, dtype=torch.float32)
@@ -164,17 +172,21 @@ class Prefill:
         order = torch.arange(stays.shape[1], device=stays.device).repeat(len(stays), 1)
         sizes, merged, reordered = [], [], False
         for row, document in enumerate(self.documents):
-            image, text = positions_of(layout, row)
+            there, text = positions_of(layout, row)
+            parts = self._parts(stage, previous, row, there)
+            image, groups = _eligible(parts, there, layout.image_sizes[row])
             if not len(image):
                 scores = weights = hidden.new_zeros(0, dtype=torch.float32)
             elif stage.scorer.reads is Rows.NONE:
-                scores, weights = stage.scorer.score(self._seen(stage.scorer, previous, row, image, text[:0], text))
+                seen = self._seen(stage.scorer, previous, row, image, groups, text[:0], text)
+                scores, weights = stage.scorer.score(seen)
             else:
                 scores, weights = self._scored[place][row]
-            choice = self._choose(stage, previous, row, image, text, scores, weights, hidden)
+            choice = self._choose(stage, previous, row, image, groups, text, scores, weights, hidden, parts)
             if choice.merged and not stage.scorer.merges:
                 raise TypeError(f"scorer {stage.scorer.name!r} merges tokens, but does not say so: set its merges")
-            chosen = image[choice.kept]
+            choice = choice if parts is None else parts.joined(choice)
+            chosen = there[choice.kept]
             stays[row, chosen] = True
             if not stage.scorer.keeps_the_best:
                 order[row, chosen] = chosen.sort().values
@@ -183,9 +195,9 @@ class Prefill:
             if choice.merged:
                 slots = torch.tensor([part.slot for part in choice.merged], device=chosen.device)
                 merged.append((row, chosen[slots], torch.stack([part.vector for part in choice.merged])))
-            document.stages.append(self._trace(stage, previous, row, image, text, scores, weights, choice))
+            document.stages.append(self._trace(stage, previous, row, there, image, text, scores, weights, choice))
             if place == self._looks_first:
-                document.stages[-1].flops += self._tower_flops * len(layout.image_sizes[row])
+                document.stages[-1].flops += self._tower_flops * self._views(row)
         seconds = self._seconds.pop(place, 0.0) + time.perf_counter() - began
         for document in self.documents:
             document.stages[-1].seconds = seconds
@@ -206,31 +218,35 @@ class Prefill:
         previous: Shortened | None,
         row: int,
         image: torch.Tensor,
+        sizes: tuple[int, ...],
         text: torch.Tensor,
         scores: torch.Tensor,
         weights: torch.Tensor,
         hidden: torch.Tensor,
+        parts: Parts | None,
     ) -> Choice:
-        layout = self._layout_of(previous)
         if not len(image):
-            return Choice(image, layout.image_sizes[row])
-        original = self.layout.image_sizes[row]
+            return Choice(image, sizes)
+        original, keep_scope = self.layout.image_sizes[row], self.plan.keep_scope
         # How many stay is asked of each image in turn, or of all together.
-        each = iter([sum(original)] if self.plan.keep_scope == "prompt" else original)
+        each = iter([sum(original)] if keep_scope == "prompt" else original)
+        counts = None
+        if parts is not None:
+            counts, keep_scope = iter(parts.keeps), parts.keep_scope
         return stage.scorer.choose(
             Leaving(
                 image=image,
-                sizes=layout.image_sizes[row],
+                sizes=sizes,
                 text=text,
                 scores=scores,
                 weights=weights,
                 hidden=hidden[row],
                 norm=self.decoder.norm,
-                keep=lambda size: stage.keep(size, next(each, None)),
-                keep_scope=self.plan.keep_scope,
+                keep=lambda size: stage.keep(size, next(each, None)) if counts is None else next(counts),
+                keep_scope=keep_scope,
                 original_sizes=original,
                 tower=self._tower(stage.scorer, previous, row, image),
-                start=layout.starts[row],
+                start=self._layout_of(previous).starts[row],
             )
         )
 
@@ -239,6 +255,7 @@ class Prefill:
         stage: Stage,
         previous: Shortened | None,
         row: int,
+        there: torch.Tensor,
         image: torch.Tensor,
         text: torch.Tensor,
         scores: torch.Tensor,
@@ -249,8 +266,9 @@ class Prefill:
         places = torch.arange(self.full_length, device=image.device) if previous is None else previous.index[row]
         original = places - offset
         rows = rows_read(stage.scorer.reads, layout, row, image, text if len(image) else text[:0])
-        kept = original[image[choice.kept]]
-        sources = _sources(choice, kept, original[image])
+        kept = original[there[choice.kept]]
+        sources = _sources(choice, kept, original[there])
+        numbers = self._numbers(previous, row, there)[choice.kept]
         return StageTrace(
             layer=stage.layer,
             kept=kept,
@@ -259,6 +277,7 @@ class Prefill:
             text=original[rows],
             text_weights=weights,
             sources=sources,
+            places=None if self.places is None else self.places[row][numbers.to(self.places[row].device)],
             flops=scoring_flops(
                 self.shape,
                 len(rows),
@@ -275,12 +294,13 @@ class Prefill:
         current: Shortened | None,
         row: int,
         image: torch.Tensor,
+        sizes: tuple[int, ...],
         rows: torch.Tensor,
         text: torch.Tensor,
         attention: torch.Tensor | None = None,
         keys: torch.Tensor | None = None,
     ) -> Seen:
-        layout, device = self._layout_of(current), image.device
+        device = image.device
         if current is None:
             positions = torch.arange(self.full_length, device=device) - self.layout.starts[row]
         elif current.renumber is not None:
@@ -298,7 +318,7 @@ class Prefill:
             attention=attention,
             key=self.keys[row] if self.keys else "",
             seed=self.seed,
-            sizes=layout.image_sizes[row],
+            sizes=sizes,
             text=text,
             positions=positions.clamp(min=0),
             keys=keys,
@@ -311,12 +331,43 @@ class Prefill:
         at = self.tower[row] if scorer.tower_reads and self.tower else None
         if at is None:
             return None
-        if current is None:
-            return at(torch.arange(len(image), device=image.device))
+        return at(self._numbers(current, row, image))
+
+    def _numbers(self, current: Shortened | None, row: int, image: torch.Tensor) -> torch.Tensor:
+        """The numbers of image tokens among all that the prompt had, from their positions as the sequence is now."""
         first, _ = positions_of(self.layout, row)
-        return at(
-            torch.searchsorted(first, current.index[row].to(first.device)[image.to(first.device)]).to(image.device)
-        )
+        places = image.to(first.device)
+        places = places if current is None else current.index[row].to(first.device)[places]
+        return torch.searchsorted(first, places).to(image.device)
+
+    def _views(self, row: int) -> int:
+        """How many views of a row's pictures the tower was given."""
+        return len(self.layout.image_sizes[row]) if self.grids is None else sum(grid.views for grid in self.grids[row])
+
+    def _parts(self, stage: Stage, current: Shortened | None, row: int, there: torch.Tensor) -> Parts | None:
+        """How the stage divides the image tokens that are there; None where they are a picture's, one like another.
+
+        Raises PlanError where the stage needs to know crops and newlines, and they are not known.
+        """
+        if not stage.divides or not len(there):
+            return None
+        if self.grids is None:
+            # Where the tower was looked at, it was made sure that every patch is a token.
+            if stage.scorer.tower_reads is not None:
+                return None
+            raise PlanError(
+                f"plan {self.plan.name!r} says grid={stage.grid_rule} and newlines={stage.newlines_rule}, but where "
+                f"crops and newline tokens stand is not known of this model: leave both out"
+            )
+        grids = self.grids[row]
+        if all(grid.is_whole for grid in grids):
+            return None
+        return divided(stage, self.plan.keep_scope, grids, self._numbers(current, row, there).cpu())
+
+
+def _eligible(parts: Parts | None, there: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Positions of the image tokens that may be chosen, group after group, and how many are in each."""
+    return (there, sizes) if parts is None else (there[parts.order.to(there.device)], parts.sizes)
 
 
 def _sources(choice: Choice, kept: torch.Tensor, places: torch.Tensor) -> dict[int, list[int]]:

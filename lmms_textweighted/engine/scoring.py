@@ -33,7 +33,8 @@ class Rows(Enum):
 class Seen:
     """What a scorer is given of one prompt, at the layer that is scored. Positions count in the sequence of that layer.
 
-    image: [I] positions of the image tokens that are scored, in order. sizes: how many of them are of each image.
+    image: [I] positions of the image tokens that are scored, in order. sizes: how many of them are of each image. Where
+    a stage divides a picture into its crops, an "image" is a crop, and positions ascend within each.
     text: [T] positions of the text tokens that vote. rows: [R] positions of the rows that are read, in order.
     attention: [R, S], these rows' attention, mean over the heads: rows are queries, causal, each sums to 1; [H, R, S]
     for a scorer that is `per_head`, None where no row is read. positions: [S] rotary positions. keys: [S, G x D] keys
@@ -125,6 +126,16 @@ class Scorer(ABC):
     @property
     def tower_reads(self) -> TowerReads | None:
         return None
+
+    @property
+    def grid_rule(self) -> str:
+        """How a stage's budget is meant where a picture is cut into crops, unless the stage says it (`plan.GRIDS`)."""
+        return "over_all" if self.tower_reads is None else "per_crop"
+
+    @property
+    def newlines_rule(self) -> str:
+        """What becomes of newline tokens, unless the stage says it (`plan.NEWLINES`)."""
+        return "eligible" if self.tower_reads is None else "drop"
 
     @abstractmethod
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:

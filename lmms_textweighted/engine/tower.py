@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 
+from lmms_textweighted.engine.grids import Grid, patches_of
 from lmms_textweighted.engine.layout import Prompts
 from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.splice import Tower, removed_at_end, replaced
@@ -86,8 +88,9 @@ class TowerReads:
 class TowerSeen:
     """The tower, as far as a scorer's `TowerReads` asked for it, at the image tokens of one prompt that are there: I.
 
-    found: what was noted, of all patches of the prompt's pictures: {(what, layer): [P, N, …]}. index: [I] the number of
-    each token's patch among these P N. Float32, vectors in the tower's type, on the device that the scorer works on.
+    found: what was noted, of all patches of the views of the prompt's pictures: {(what, layer): [P, N, …]}; a picture
+    that is not cut into crops is one view. index: [I] the number of each token's patch among these P N. Float32,
+    vectors in the tower's type, on the device that the scorer works on.
     """
 
     found: dict[tuple[str, TowerLayer], torch.Tensor]
@@ -119,7 +122,7 @@ class TowerSeen:
         return self._of("vectors", FEATURES)
 
     def class_vector(self, token: torch.Tensor) -> torch.Tensor:
-        """[W] the class token's feature of the picture that an image token is of. token: index into the I, a tensor."""
+        """[W] the class token's feature of the view that an image token is of. token: index into the I, a tensor."""
         whole = self.found["vectors", FEATURES]
         return self.found["class_vector", FEATURES][self.index[token] // whole.shape[1]]
 
@@ -140,12 +143,12 @@ class TowerSeen:
 
     @property
     def patches(self) -> int:
-        """Patches of a picture."""
+        """Patches of a view."""
         return next(iter(self.found.values())).shape[1]
 
     @property
     def patch(self) -> torch.Tensor:
-        """[I] the number of each token's patch in its picture, in raster order."""
+        """[I] the number of each token's patch in its view, in raster order."""
         return self.index % self.patches
 
     def _of(self, what: str, layer: TowerLayer) -> torch.Tensor:
@@ -156,15 +159,15 @@ class TowerSeen:
 
 @dataclass(frozen=True)
 class Spent:
-    """What looking cost in one prefill. seconds: on the host, of all pictures. flops: of each picture, by what was
-    noted and of which layer: 2 S W for a row of attention over S tokens, all heads together W wide; 2 S^2 W for the
-    means of its columns."""
+    """What looking cost in one prefill. seconds: on the host, of all pictures. flops: of each view, by what was noted
+    and of which layer: 2 S W for a row of attention over S tokens, all heads together W wide; 2 S^2 W for the means of
+    its columns."""
 
     seconds: float = 0.0
     flops: Mapping[tuple[str, TowerLayer], int] = field(default_factory=dict)
 
     def flops_of(self, reads: TowerReads) -> int:
-        """Of each picture, for a plan that reads these."""
+        """Of each view, for a plan that reads these."""
         return sum(flops for (what, layer), flops in self.flops.items() if layer in getattr(reads, what))
 
 
@@ -224,23 +227,26 @@ class Watch:
         given.
         """
         found = {key: torch.cat(parts) for key, parts in self.found.items()}
-        patches, count = self._patches, self.count
+        patches, count, grids = self._patches, self.count, prompts.grids
         self.spent = Spent(self.seconds, {key: flops // max(1, count) for key, flops in self.flops.items()})
         self._clear()
-        rows = prompts.pictures
-        if rows is None:
-            rows = _in_order([len(sizes) for sizes in prompts.image_sizes], count)
-        if rows is None or any(number >= count for row in rows for number in row):
+        if grids is None:  # every picture is one view, and every patch a token
+            for size in {size for sizes in prompts.image_sizes for size in sizes} if count else ():
+                if size != patches:
+                    raise PlanError(
+                        f"{self.plan_name} looks at the vision tower, whose patches have to be the image's tokens, but "
+                        f"they are {patches} and {size}: use a method that does not"
+                    )
+            grids = (Grid.whole(patches),) * count
+        rows = prompts.pictures_of_rows(len(grids))
+        fits = prompts.grids is None or prompts.grids_of_rows() is not None
+        if rows is None or not fits or sum(grid.views for grid in grids) != count:
             raise PlanError(
                 f"{self.plan_name} looks at the vision tower, which ran on {count} pictures for prompts with "
                 f"{sum(map(len, prompts.image_sizes))}: let the model make the features, inside the block"
             )
-        for size in {size for sizes in prompts.image_sizes for size in sizes}:
-            if size != patches:
-                raise PlanError(
-                    f"{self.plan_name} looks at the vision tower, whose patches have to be the image's tokens, but "
-                    f"they are {patches} and {size}: use a method that does not"
-                )
+        ends = list(accumulate(grid.views for grid in grids))
+        views = [range(end - grid.views, end) for end, grid in zip(ends, grids, strict=True)]
 
         texts = [None] * len(rows) if texts is None else texts
         if self.reads.text and any(row and text is None for row, text in zip(rows, texts, strict=True)):
@@ -249,9 +255,12 @@ class Watch:
             )
 
         def of(row: tuple[int, ...], text: str | None) -> Callable[[torch.Tensor], TowerSeen]:
+            mine = [view for number in row for view in views[number]]
+            patch = patches_of([grids[number] for number in row])
+
             def at(index: torch.Tensor) -> TowerSeen:
-                mine = {key: part[list(row)].to(index.device) for key, part in found.items()}
-                return TowerSeen(mine, index, self.tower.project, text, self.text_tower)
+                seen = {key: part[mine].to(index.device) for key, part in found.items()}
+                return TowerSeen(seen, patch.to(index.device)[index], self.tower.project, text, self.text_tower)
 
             return at
 
@@ -334,21 +343,3 @@ def _column_mean(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torc
         queries, keys = query[start : start + step].float() * scaling, key[start : start + step].float()
         total += (queries @ keys.mT).softmax(dim=-1).sum(dim=(0, 1))
     return total / (heads * query.shape[1])
-
-
-def _in_order(counts: Sequence[int], pictures: int) -> tuple[tuple[int, ...], ...] | None:
-    """The pictures' numbers of each row, where rows take them in order, and beam search repeats each row; or None."""
-    total = sum(counts)
-    if not total:
-        return ((),) * len(counts)
-    times, rest = divmod(total, pictures) if pictures else (0, 1)
-    if rest or not times or len(counts) % times:
-        return None
-    rows: list[tuple[int, ...]] = []
-    first = 0
-    for start in range(0, len(counts), times):
-        if len(set(counts[start : start + times])) > 1:
-            return None
-        rows += [tuple(range(first, first + counts[start]))] * times
-        first += counts[start]
-    return tuple(rows)

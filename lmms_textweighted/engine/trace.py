@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from lmms_textweighted.engine.cost import DecoderShape, equivalent_tokens, kv_bytes, prefill_flops
+from lmms_textweighted.engine.grids import NEWLINE
 from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.rank import Ranks
 
@@ -20,7 +22,10 @@ class StageTrace:
     text_weights: float32, one a row (empty where none is read). sources: for each kept token that was merged, the
     tokens that went in, its own first. flops: of the attention rows that were computed, in the decoder
     (`cost.scoring_flops`) and in the vision tower (`tower.Spent`), and of the choice (`scoring.Choice`). seconds: that
-    looking, scoring and choosing took on the host, of the whole batch.
+    looking, scoring and choosing took on the host, of the whole batch. places: int64 [K, 4], of each kept token its
+    picture, its crop (0: the view of the whole picture), and row and column among that crop's patches; crop, row and
+    column are -1 at a newline token. None where that is not known of the model. A token made of others has the place it
+    stands at.
     """
 
     layer: int
@@ -32,6 +37,22 @@ class StageTrace:
     sources: dict[int, list[int]] = field(default_factory=dict)
     flops: int = 0
     seconds: float = 0.0
+    places: torch.Tensor | None = None
+
+    def kept_by_crop(self) -> list[dict[str, Any]] | None:
+        """For each picture of which tokens stay: {"picture", "crops", "newlines"}, its number, how many tokens of crop
+        0, 1, … up to the last one that has any, and how many newlines; None without `places`."""
+        if self.places is None:
+            return None
+        found: dict[int, dict[str, Any]] = {}
+        for picture, crop in self.places[:, :2].tolist():
+            entry = found.setdefault(picture, {"picture": picture, "crops": [], "newlines": 0})
+            if crop == NEWLINE:
+                entry["newlines"] += 1
+                continue
+            entry["crops"] += [0] * (crop + 1 - len(entry["crops"]))
+            entry["crops"][crop] += 1
+        return [found[picture] for picture in sorted(found)]
 
 
 @dataclass
@@ -129,6 +150,8 @@ class DocumentTrace:
         if self.ranks is not None:
             data["numeric_rank"] = self.ranks.numeric_mean
             data["effective_rank"] = self.ranks.effective_mean
+        if any(stage.places is not None and bool((stage.places[:, 1] != 0).any()) for stage in self.stages):
+            data["kept_by_crop"] = [stage.kept_by_crop() for stage in self.stages]
         if self.plan.unranked:
             data["unranked"] = self.plan.unranked
         return data

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from lmms_textweighted.engine.grids import Grid
 from lmms_textweighted.engine.layout import IMAGE, Prompts
 from lmms_textweighted.engine.splice import Splice, Tower, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
+from lmms_textweighted.families.numbering import packed
 from lmms_textweighted.families.towers import tower_of
 
 
@@ -29,6 +31,7 @@ class TransformersSplice(Splice):
         if self.image_token_id is None or not hasattr(self.features, "get_image_features"):
             raise PlanError(f"{type(model).__name__} names no image_token_id in its config: give a LLaVA")
         self.tokens_per_image = getattr(config, "image_seq_length", None) if config.model_type == "llava" else None
+        self._grids: list[Grid] | None = None
         self._input: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self._sizes: list[int] = []
         self.made: Any = None  # features that `generate` made before the forward, one a picture
@@ -40,11 +43,21 @@ class TransformersSplice(Splice):
 
         @functools.wraps(original)  # `generate` reads its signature
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            self._grids = None
             output = original(*args, **kwargs)
             self._sizes += _lengths(output)
             return output
 
         stack.enter_context(replaced(self.features, "get_image_features", get_image_features))
+        if self.model.config.model_type == "llava_next":
+            pack = self.features.pack_image_features
+
+            @functools.wraps(pack)
+            def pack_image_features(image_features: Any, *args: Any, **kwargs: Any) -> Any:
+                self._grids = packed(pack, image_features, *args, **kwargs)
+                return pack(image_features, *args, **kwargs)
+
+            stack.enter_context(replaced(self.features, "pack_image_features", pack_image_features))
 
     def prompts(self, rows: int) -> Prompts | None:
         input_ids, attention_mask = self._given()
@@ -52,7 +65,8 @@ class TransformersSplice(Splice):
         valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         image = (ids == self.image_token_id) & valid
         sizes = self._divided(ids, image) if self.stated is None else self._stated_sizes(image)
-        return Prompts(ids.masked_fill(image, IMAGE), valid, tuple(sizes))
+        grids = None if self._grids is None else tuple(self._grids)
+        return Prompts(ids.masked_fill(image, IMAGE), valid, tuple(sizes), grids=grids)
 
     def _divided(self, ids: torch.Tensor, image: torch.Tensor) -> list[tuple[int, ...]]:
         """The tokens of each row's pictures. ids, image: [B, S] and where among them image tokens stand."""
@@ -99,6 +113,7 @@ class TransformersSplice(Splice):
         # `generate` makes the features before the forward, and repeats them for beam search.
         made = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         self._sizes = [] if made is None else _lengths(made)
+        self._grids = None if made is None else self._grids
         self.made = None if made is None else getattr(made, "pooler_output", made)
 
 

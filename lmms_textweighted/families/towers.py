@@ -1,4 +1,5 @@
-"""Which vision tower a model has, and what of it can be looked at: LLaVA-1.5's, where a patch is an image token."""
+"""Which vision tower a model has, and what of it can be looked at: LLaVA's, whose image tokens are patches, and
+newlines between the rows of a grid."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _CLASS_TOKENS = ("class_embedding", "cls_token")  # CLIP's and InternViT's; SigL
 
 
 def tower_of(model: Any) -> Tower:
-    """The tower of a model of transformers. Layers are named for a LLaVA-1.5 whose features are one layer's."""
+    """The tower of a model of transformers. Layers are named for a LLaVA-1.5 or LLaVA-NeXT whose features are one
+    layer's."""
     parts = model.model
     tower = next((getattr(parts, name) for name in _HOMES if hasattr(parts, name)), model)
     config = model.config
@@ -22,7 +24,7 @@ def tower_of(model: Any) -> Tower:
     class_token = has_class_token(tower)
     # With "full" a tower's class token is an image token, which no patch is.
     patches = getattr(config, "vision_feature_select_strategy", None) == ("default" if class_token else "full")
-    if config.model_type != "llava" or not isinstance(chosen, int) or not patches:
+    if config.model_type not in ("llava", "llava_next") or not isinstance(chosen, int) or not patches:
         return Tower(type(tower).__name__, class_token)
     return looked_into(tower, chosen, parts.multi_modal_projector)
 

@@ -41,6 +41,8 @@ class StageText(_Strict):
     keep_tokens: int | None = None
     keep_ratio: float | None = None
     keep_of: Literal["current", "original"] = "current"
+    grid: Literal["per_crop", "over_all"] | None = None
+    newlines: Literal["eligible", "keep", "drop"] | None = None
 
 
 class PictureText(_Strict):
@@ -122,6 +124,10 @@ def read_plan(path: str | Path, scorers: Mapping[str, Scorer], taken: Collection
         raise PlanError(f"plan {str(path)!r}{line_of(node, place)}: {error}") from error
     # A field that most files lack leaves the digests of those as they were.
     acts = written.model_dump(mode="json", exclude=None if written.picture else {"picture"})
+    for stage in acts["stages"]:
+        for name in ("grid", "newlines"):
+            if stage[name] is None:
+                del stage[name]
     return FilePlan(written.name, written.name, written.source, plan, _digest(acts))
 
 
@@ -133,6 +139,7 @@ def plan_text(plan: Plan, scorers: Mapping[str, Scorer], *, name: str, source: s
         data = {"scorer": known, "options": options, "layer": stage.layer, "score_layer": stage.score_layer}
         data |= {"keep_tokens": stage.keep_tokens, "keep_ratio": stage.keep_ratio}
         data |= {"keep_of": None if stage.keep_of == "current" else stage.keep_of}
+        data |= {"grid": stage.grid, "newlines": stage.newlines}
         stages.append({key: value for key, value in data.items() if value not in (None, {})})
     whole: dict[str, Any] = {"name": name, "source": source, "stages": stages}
     whole |= {"text_scope": plan.text_scope, "keep_scope": plan.keep_scope, "positions": plan.positions}
@@ -180,7 +187,16 @@ def _stage(stage: StageText, scorers: Mapping[str, Scorer]) -> Stage:
         chosen = dataclasses.replace(scorer, **stage.options) if stage.options else scorer  # type: ignore[type-var]
     except (ValueError, TypeError) as error:
         raise PlanError(f"options of {stage.scorer!r}: {error}") from error
-    return Stage(chosen, stage.layer, stage.keep_tokens, stage.keep_ratio, stage.score_layer, stage.keep_of)
+    return Stage(
+        chosen,
+        stage.layer,
+        stage.keep_tokens,
+        stage.keep_ratio,
+        stage.score_layer,
+        stage.keep_of,
+        stage.grid,
+        stage.newlines,
+    )
 
 
 def _fields(scorer: Scorer) -> dict[str, Any]:

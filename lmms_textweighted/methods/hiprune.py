@@ -59,17 +59,18 @@ class Hierarchy(Scorer):
 
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
-        objects, patch = tower.column_mean(OBJECTS), tower.patch
+        objects, number = tower.column_mean(OBJECTS), tower.index  # of a patch among those of all views
         side, last = math.isqrt(tower.patches), tower.patches - 1
         kept = []
         for group in groups_by_image(leaving):
-            anchors = patch[group.index[top_tokens(objects[group.index], round(group.keep * self.alpha / 5))]]
-            around = torch.cat([anchors + step for step in (0, -1, 1, -side, side)]).clamp(0, last)
+            anchors = number[group.index[top_tokens(objects[group.index], round(group.keep * self.alpha / 5))]]
+            view, patch = anchors - anchors % tower.patches, anchors % tower.patches
+            around = torch.cat([view + (patch + step).clamp(0, last) for step in (0, -1, 1, -side, side)])
             if not self.wrap:
-                row, column = anchors // side, anchors % side
+                row, column = patch // side, patch % side
                 inside = [row >= 0, column > 0, column < side - 1, row > 0, row < side - 1]
                 around = around[torch.cat(inside)]
-            first = torch.isin(patch[group.index], around)
+            first = torch.isin(number[group.index], around)
             scores = leaving.scores[group.index].masked_fill(first, float("inf"))
             kept.append(group.index[top_tokens(scores, group.keep)])
         return as_choice(leaving, kept)

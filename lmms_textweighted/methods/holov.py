@@ -94,6 +94,10 @@ class QuotaOfRuns(ClassAttention):
         object.__setattr__(self, "name", names[self.parts][self.surplus])
 
     @property
+    def grid_rule(self) -> str:
+        return "over_all"
+
+    @property
     def merges(self) -> bool:
         return self.surplus == "zeros"
 

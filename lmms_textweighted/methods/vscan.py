@@ -53,6 +53,10 @@ class LocalAndGlobal(Scorer):
     def tower_reads(self) -> TowerReads:
         return TowerReads(class_rows=(SHALLOW, FEATURES))
 
+    @property
+    def newlines_rule(self) -> str:
+        return "keep"
+
     def score(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         scores = given_tower(self, seen).class_row()
         return scores, scores[:0]
@@ -64,15 +68,21 @@ class LocalAndGlobal(Scorer):
     def choose(self, leaving: Leaving) -> Choice:
         tower = given_tower(self, leaving)
         shallow, window = tower.class_row(SHALLOW), window_of(tower.patch, math.isqrt(tower.patches))
+        window = window + tower.index // tower.patches * WINDOWS**2
         vectors = leaving.hidden[leaving.image]
         units = normalize(vectors.float(), dim=-1)
         kept: list[torch.Tensor] = []
         merged: list[Merged] = []
         flops = 0
         for group in groups_by_image(leaving):
-            index, each = group.index, int(group.keep / 2) // WINDOWS**2
+            index = group.index
+            first_view, last_view = (
+                (int(end) // WINDOWS**2 for end in window[index].aminmax()) if len(index) else (0, 0)
+            )
+            windows = range(first_view * WINDOWS**2, (last_view + 1) * WINDOWS**2)
+            each = int(group.keep / 2) // len(windows)
             scores = leaving.scores[index]
-            for number in range(WINDOWS**2) if each else ():
+            for number in windows if each else ():
                 local = shallow[index].masked_fill(window[index] != number, float("-inf"))
                 first = top_tokens(local, each)
                 scores = scores.index_fill(0, first[torch.isfinite(local[first])], float("inf"))

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from lmms_textweighted.engine.caches import CACHE_NAME, OLD_NAME
+from lmms_textweighted.engine.grids import Grid
 from lmms_textweighted.engine.layout import IMAGE, Prompts
 from lmms_textweighted.engine.splice import Splice, Tower, removed_at_end, replaced
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.families.base import IMAGE_TAG_ID
+from lmms_textweighted.families.numbering import WIDTH, grids_of, numbered, read
 from lmms_textweighted.families.towers import has_class_token, looked_into
 
 _IGNORED = -100  # llava.constants.IGNORE_INDEX
@@ -64,6 +66,15 @@ def take_cache_by_its_name(model: Any) -> Callable[[], None]:
     return undo
 
 
+def _is_known(model: Any) -> bool:
+    """Whether each image token is one patch, or a newline: so not where a grid's map is made smaller."""
+    config, tower = model.config, model.get_vision_tower()
+    merge = getattr(config, "mm_patch_merge_type", "flat")
+    ratio = getattr(config, "image_aspect_ratio", None) or "square"
+    known = merge in ("flat", "spatial", "spatial_unpad") and "anyres_max" not in ratio
+    return known and tower.select_feature == "patch" and config.hidden_size >= WIDTH
+
+
 class LlavaSplice(Splice):
     """Watches a `LlavaLlamaForCausalLM` or one of its kin."""
 
@@ -73,6 +84,7 @@ class LlavaSplice(Splice):
         flat = getattr(config, "mm_patch_merge_type", "flat") == "flat"
         whole = "anyres" not in (getattr(config, "image_aspect_ratio", None) or "square")
         self.tokens_per_image = model.get_vision_tower().num_patches if flat and whole else None
+        self._has_grids = self.tokens_per_image is None and _is_known(model)
         self._prompts: Prompts | None = None
         self._original: Any = None
         self._generating = False
@@ -108,7 +120,11 @@ class LlavaSplice(Splice):
     def tower(self) -> Tower:
         tower = self.model.get_vision_tower()
         inner, chosen = tower.vision_tower, tower.select_layer
-        if tower.select_feature != "patch" or not has_class_token(inner) or self.tokens_per_image is None:
+        if (
+            tower.select_feature != "patch"
+            or not has_class_token(inner)
+            or not (self.tokens_per_image or self._has_grids)
+        ):
             return Tower(type(inner).__name__, has_class_token(inner))
         return looked_into(inner, chosen, self.model.get_model().mm_projector)
 
@@ -144,6 +160,7 @@ class LlavaSplice(Splice):
     def _read(
         self, ids: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor, labels: torch.Tensor, given: dict[str, Any]
     ) -> Prompts:
+        grids = self._numbered(labels, valid, given) if self._has_grids else None
         sizes, pictures, first = [], [], 0
         for row in range(len(ids)):
             prompt = ids[row][mask[row]]
@@ -154,12 +171,30 @@ class LlavaSplice(Splice):
                     f"the prompt is longer than the checkpoint's tokenizer_model_max_length of "
                     f"{self.model.config.tokenizer_model_max_length} and its end was cut off: shorten it, or raise it"
                 )
-            sizes.append(self._sizes(spliced == _IGNORED, tags, first, given))
+            if grids is None:
+                sizes.append(self._sizes(spliced == _IGNORED, tags, first, given))
+            else:
+                sizes.append(tuple(len(grid.numbers) for grid in grids[first : first + tags]))
             pictures.append(tuple(range(first, first + tags)))
             first += max(1, tags)  # the package takes a picture for a row without one, too
         image = (labels == _IGNORED) & valid
         ids = labels.masked_fill(image, IMAGE).masked_fill(~valid, 0)
-        return Prompts(ids, valid, tuple(sizes), tuple(pictures))
+        return Prompts(ids, valid, tuple(sizes), tuple(pictures), grids)
+
+    def _numbered(self, labels: torch.Tensor, valid: torch.Tensor, given: dict[str, Any]) -> tuple[Grid, ...]:
+        """The grids of the batch's pictures, by splicing once more, with numbers for features: no tower runs."""
+        images, patches = given["images"], self.model.get_vision_tower().num_patches
+        as_views = isinstance(images, list) or images.ndim == 5
+        views = [len(image) if as_views and image.ndim == 4 else 1 for image in images]
+        like = self.model.get_input_embeddings().weight
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            return numbered(len(pixels), patches, like.shape[1], like)
+
+        with replaced(self.model, "encode_images", encode), torch.no_grad():
+            embeddings = self._original(**given)[4]
+        image = (labels == _IGNORED) & valid
+        return tuple(grids_of(read(embeddings[image.to(embeddings.device)]), views, patches))
 
     def _sizes(self, image: torch.Tensor, tags: int, first: int, given: dict[str, Any]) -> tuple[int, ...]:
         """Tokens of each of a row's images. image: bool, the row's spliced sequence."""
