@@ -165,6 +165,8 @@ def test_budgets_by_crop():
     assert kept_of_each_crop([photo, strip], 640) == [128] * 5 + [160] * 4
     # For both pictures together: 640 = 9 x 71 + 1, and the first view has the one more.
     assert kept_of_each_crop([photo, strip], 640, "prompt") == [72] + [71] * 8
+    assert kept_of_each_crop([photo, strip], 160) == [32] * 5 + [40] * 4
+    assert kept_of_each_crop([photo, strip], 160, "prompt") == [18] * 7 + [17] * 2
     # 2240 are 448 a view, of which the crops have 432: the 64 that they leave over go to the whole view.
     assert kept_of_each_crop([photo], 2240) == [512, 432, 432, 432, 432]
     assert kept_of_each_crop([photo], 640, grid="over_all") == [640]

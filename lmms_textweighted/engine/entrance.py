@@ -22,6 +22,7 @@ from lmms_textweighted.engine.decoder import check_layers, find_decoder
 from lmms_textweighted.engine.deepstack import Deepstack
 from lmms_textweighted.engine.fanout import Continuation, decode_rows, following_position, run_layers, stopping_before
 from lmms_textweighted.engine.finite import check_finite
+from lmms_textweighted.engine.grids import Grid
 from lmms_textweighted.engine.layout import Prompts, find_layout, unknown_text
 from lmms_textweighted.engine.masks import prefill_mask
 from lmms_textweighted.engine.observe import observing
@@ -44,7 +45,8 @@ def can_enter(plan: Plan) -> bool:
 @dataclass
 class Entrance:
     """One prompt as it enters the decoder. hidden: [1, S, D]. arguments: those of layer 0. following: the position of
-    the first generated token. tower, spent: what was seen of the vision tower, and what that took."""
+    the first generated token. tower, spent: what was seen of the vision tower, and what that took. grids: which
+    patch each image token is, where that is known."""
 
     prompts: Prompts
     hidden: torch.Tensor
@@ -55,6 +57,7 @@ class Entrance:
     spent: Spent
     seed: int
     question: torch.Tensor | None
+    grids: list[list[Grid]] | None = None
 
 
 @dataclass
@@ -122,7 +125,8 @@ def run_entrance(
     tower = [] if watch is None else watch.taken(prompts, texts)
     spent = Spent() if watch is None else watch.spent
     hidden, arguments = caught.seen
-    return Entrance(prompts, hidden, arguments, following, deepstack, tower, spent, seed, question)
+    grids = prompts.grids_of_rows(splice.tokens_per_image)
+    return Entrance(prompts, hidden, arguments, following, deepstack, tower, spent, seed, question, grids)
 
 
 def enter(model: Any, entrance: Entrance, plan: Plan) -> DocumentTrace:
@@ -183,6 +187,7 @@ def _row(model: Any, decoder: Any, entrance: Entrance, plan: Plan) -> _Row:
         seed=entrance.seed,
         tower=entrance.tower,
         tower_spent=entrance.spent,
+        grids=entrance.grids,
     )
     short = prefill.enter(0, decoder.layers[0], hidden, entrance.arguments)
     (trace,) = prefill.documents

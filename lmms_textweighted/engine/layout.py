@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,10 +50,18 @@ class Prompts:
             rows = _in_order([len(sizes) for sizes in self.image_sizes], count)
         return None if rows is None or any(number >= count for row in rows for number in row) else rows
 
-    def grids_of_rows(self) -> list[list[Grid]] | None:
-        """For each row, the grids of its pictures; None where they are not known or do not fit the rows."""
-        rows = None if self.grids is None else self.pictures_of_rows(len(self.grids))
-        if rows is None or self.grids is None:
+    def grids_of_rows(self, tokens_per_image: int | None = None) -> list[list[Grid]] | None:
+        """For each row, the grids of its pictures; None where they are not known or do not fit the rows.
+
+        tokens_per_image: where every picture has this many, all of them patches; a square's are known without grids.
+        """
+        if self.grids is None:
+            square = tokens_per_image is not None and math.isqrt(tokens_per_image) ** 2 == tokens_per_image
+            if not square or any(size != tokens_per_image for sizes in self.image_sizes for size in sizes):
+                return None
+            return [[Grid.whole(size) for size in sizes] for sizes in self.image_sizes]
+        rows = self.pictures_of_rows(len(self.grids))
+        if rows is None:
             return None
         found = [[self.grids[number] for number in row] for row in rows]
         fit = [tuple(len(grid.numbers) for grid in row) for row in found] == list(self.image_sizes)

@@ -9,7 +9,6 @@ the kept tokens keep their original positions.
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,6 @@ from lmms_textweighted.engine import deepstack
 from lmms_textweighted.engine.caches import given_cache
 from lmms_textweighted.engine.cost import DecoderShape
 from lmms_textweighted.engine.decoder import check_layers, find_decoder
-from lmms_textweighted.engine.grids import Grid
 from lmms_textweighted.engine.layout import Prompts, find_layout, unknown_text
 from lmms_textweighted.engine.observe import observing
 from lmms_textweighted.engine.plan import Plan
@@ -218,7 +216,7 @@ class _Session:
             seed=self.seed,
             tower=tower,
             tower_spent=None if self.watch is None else self.watch.spent,
-            grids=_grids_of_rows(prompts, self.splice.tokens_per_image),
+            grids=prompts.grids_of_rows(self.splice.tokens_per_image),
         )
 
     def _keys(self, prompts: Prompts) -> Sequence[str]:
@@ -260,19 +258,6 @@ class _Session:
         if shortened is not None:
             shortened.fill(hidden, kwargs, kernel, dtype)
         return (hidden, *args[1:]), kwargs
-
-
-def _grids_of_rows(prompts: Prompts, tokens_per_image: int | None) -> list[list[Grid]] | None:
-    """Which patch each image token is, for each row; None where that is not known.
-
-    Where every picture has one number of tokens and no grid, they are a square of patches.
-    """
-    if prompts.grids is not None:
-        return prompts.grids_of_rows()
-    square = tokens_per_image is not None and math.isqrt(tokens_per_image) ** 2 == tokens_per_image
-    if not square or any(size != tokens_per_image for sizes in prompts.image_sizes for size in sizes):
-        return None
-    return [[Grid.whole(size) for size in sizes] for sizes in prompts.image_sizes]
 
 
 def _by_row(given: Sequence[Any] | None, name: str, rows: int) -> list[Any] | None:
