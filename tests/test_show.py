@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
@@ -20,6 +21,7 @@ from lmms_textweighted.inference import Decoding, geometry_of
 from lmms_textweighted.prompts import user_message
 from lmms_textweighted.show import run
 from lmms_textweighted.show.captions import described
+from lmms_textweighted.show.figure import GROUPS
 from lmms_textweighted.show.look import look, plans_for, unseen
 from lmms_textweighted.show.overlays import borders, merged_into
 from lmms_textweighted.show.run import Asking, run_show
@@ -358,3 +360,23 @@ def test_another_prompts_inputs_are_refused(opened):
         show_trace(trace, model, processor, other, pictures)
     with pytest.raises(PlanError, match="of no known family"):
         show_trace(trace, torch.nn.Linear(1, 1), processor, inputs, pictures)
+
+
+def test_a_patch_that_went_into_several_tokens_has_the_mean_of_their_colours(seen):
+    shown = seen("llava pad", ("pool",))
+    (stage,) = shown.view.strategies[1].stages
+    first, second = sorted(stage.sources)[:2]
+    (token, *_) = set(stage.sources[first]) - {first}
+    both = replace(stage, sources={**stage.sources, second: (*stage.sources[second], token)})
+    strategy = replace(shown.view.strategies[1], stages=(both,))
+
+    def tint(one, at):
+        left, top, right, bottom = (round(edge) for edge in shown.view.places[at].box)
+        return np.asarray(panels(shown.figure(one))[0].images[0].get_array())[top:bottom, left:right].astype(float)
+
+    colors = [np.array(to_rgb(GROUPS[place])) * 255 for place in (0, 1)]
+    before, after = tint(shown.view.strategies[1], token), tint(strategy, token)
+    np.testing.assert_allclose(
+        after - before, np.broadcast_to((colors[1] - colors[0]) / 2 * 0.38, after.shape), atol=1.5
+    )
+    assert "the mean of their colours" in described(shown.view, strategy)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from lmms_textweighted.show.overlays import merged_into
 from lmms_textweighted.view.record import DocumentView, StrategyView
 
 
@@ -70,7 +72,11 @@ def caption_of(view: DocumentView, strategy: StrategyView) -> list[str]:
             f"{len(padding)} image tokens are mostly padding (outside of the dotted line): {stays} of them stay."
         )
     if any(stage.sources for stage in strategy.stages):
-        notes.append("Tinted patches were merged into the framed patch of the same colour.")
+        several = Counter(
+            token for to, of in merged_into([stage.sources for stage in strategy.stages]).items() for token in of - {to}
+        )
+        mixed = " What went into several has the mean of their colours." if max(several.values(), default=1) > 1 else ""
+        notes.append(f"Tinted patches were merged into the framed patch of the same colour.{mixed}")
     return notes
 
 

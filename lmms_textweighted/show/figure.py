@@ -240,14 +240,15 @@ def draw_kept(
 def _tinted(
     pixels: np.ndarray, boxes: dict[int, tuple[int, int, int, int]], kept: Sequence[int], groups: dict[int, set[int]]
 ) -> np.ndarray:
-    """What was merged, in the colour of the token that it went into."""
+    """What was merged, in the colour of the token that it went into; of several, in the mean of their colours."""
     found, stays = pixels.astype(float), set(kept)
+    colors: dict[int, list[np.ndarray]] = {}
     for place, to in enumerate(sorted(groups)):
-        color = np.array(to_rgb(GROUPS[place % len(GROUPS)])) * 255
         for token in (groups[to] - stays) & set(boxes):
-            left, top, right, bottom = boxes[token]
-            part = found[top:bottom, left:right]
-            found[top:bottom, left:right] = part * 0.62 + color * 0.38
+            colors.setdefault(token, []).append(np.array(to_rgb(GROUPS[place % len(GROUPS)])) * 255)
+    for token, mine in colors.items():
+        left, top, right, bottom = boxes[token]
+        found[top:bottom, left:right] = found[top:bottom, left:right] * 0.62 + np.mean(mine, axis=0) * 0.38
     return found.astype(np.uint8)
 
 

@@ -171,19 +171,25 @@ def _write(shown: Shown, asking: Asking) -> None:
         raise InputError(
             f"output folder {str(asking.output)!r} cannot be written ({error.strerror or error}): name another"
         ) from error
-    heads = ("strategy", "image tokens", "equivalent", "FLOPs", "prefill")
-    table = Table(*(Column(head, no_wrap=True) for head in heads), "answer", "")
+    # Long names and answers go on in the next line; figures, and whether it is right, are never cut.
+    heads = ("image tokens", "equivalent", "FLOPs", "prefill")
+    table = Table(
+        Column("strategy", overflow="fold", min_width=12),
+        Column("answer", overflow="fold", min_width=8),
+        Column("", no_wrap=True),
+        *(Column(head, justify="right", min_width=min(7, len(head))) for head in heads),
+    )
     total = len(shown.view.places)
     for name, strategy in zip(names_of(shown.view), shown.view.strategies, strict=True):
         figures = strategy.figures
         table.add_row(
             name,
+            _plain(strategy.answer),
+            {True: "right", False: "wrong", None: ""}[strategy.right],
             f"{figures['kept_tokens']:.0f}/{total}",
             f"{figures['equivalent_tokens']:.0f}",
             f"{figures['flops_ratio']:.0%}",
             f"{figures['prefill_seconds'] * 1000:.0f} ms",
-            _plain(strategy.answer),
-            {True: "right", False: "wrong", None: ""}[strategy.right],
         )
     console.print(_plain(shown.view.question), soft_wrap=True)
     console.print(table)
