@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +20,9 @@ from rich.console import Console
 from lmms_textweighted import cli
 from lmms_textweighted.bias import run as bias_run
 from lmms_textweighted.bias.exchanged import mirrored, other_question, without_pictures
+from lmms_textweighted.bias.figures import Figure, figures_of, groups_of
 from lmms_textweighted.bias.formats import FORMATS, render
+from lmms_textweighted.bias.gather import Notes, without_picture
 from lmms_textweighted.bias.hard import hard_subset
 from lmms_textweighted.bias.looks import KEYS_ONLY, MERGES, NO_TEXT, NOTHING_LEAVES, SMALLER, is_blind, look_at
 from lmms_textweighted.bias.run import Asked, read_report, run_bias
@@ -34,6 +37,7 @@ from lmms_textweighted.inference import Decoding, PrunedLlava, geometry_of
 from lmms_textweighted.methods.budget import LLAVA_15_7B
 from lmms_textweighted.page import render as render_page
 from lmms_textweighted.prompts import user_message
+from tests.launches import launch
 
 STRATEGIES = "text_weighted,text_weighted_debiased,fastv,visionzip,divprune,random,none"
 EVERY_KIND = [
@@ -200,7 +204,7 @@ def test_documents_are_parted_by_the_smaller_pictures_score():
 
 
 @pytest.mark.slow
-def test_every_format_and_the_page_have_the_figures(report):
+def test_every_format_and_the_page_have_the_figures(swept, report):
     assert json.loads(render(report, "json")) == json.loads(json.dumps(report))
     share = next(one for one in report["points"] if one["strategy"] == "fastv")["figures"]["edge"]["mean"]
     for format in FORMATS:
@@ -213,7 +217,8 @@ def test_every_format_and_the_page_have_the_figures(report):
     rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
     assert all(row["mean"] or row["reason"] or row["documents"] == "" for row in rows)
     assert {row["part"] for row in rows} == {"points", "between_budgets", "between_methods", "early_words", "hard"}
-    html = render_page(page_of(report))
+    html = unescape(render_page(page_of(report, [swept / f"{NAME}.json"])))
+    assert "Curves" in html  # the sweep's own sections stand in front
     assert all(table.title[1:] in html for table in tables_of(report))
     for table in tables_of(report):
         assert all(len(row) == len(table.columns) for row in table.rows)
@@ -232,7 +237,25 @@ def test_the_files_are_there_and_a_finished_report_stays(swept, report, capsys):
     assert capsys.readouterr().out == render(written, "csv")
 
 
-@pytest.mark.slow
+def test_notes_give_back_what_was_noted_and_drop_a_torn_line(tmp_path):
+    one = without_picture(4, "d4", 2, 1)
+    one.points[0].figures["edge"] = Figure(0.25, 0.16)
+    one.smaller = {"16": 1.0}
+    notes = Notes(tmp_path / "bias.json", {"points": [1]})
+    assert notes.document(4, "d4", lambda: one) is one
+    notes.path.write_text(notes.path.read_text() + '{"number": 5')
+    again = Notes(tmp_path / "bias.json", {"points": [1]})
+    found = again.document(4, "d4", lambda: pytest.fail("it is known"))
+    assert found.to_line() == one.to_line()
+    assert found.points[0].figures["edge"] == Figure(0.25, 0.16)
+    changed = without_picture(4, "other", 2, 1)
+    assert again.document(4, "other", lambda: changed) is changed
+    with pytest.raises(InputError, match="--overwrite starts anew"):
+        Notes(tmp_path / "bias.json", {"points": [2]})
+    assert Notes(tmp_path / "bias.json", {"points": [2]}, overwrite=True).found == {}
+
+
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_and_ends_the_same(swept, report, tmp_path, monkeypatch):
     asked = Asked([swept], output_dir=tmp_path, tokens=[16])
     figures, calls = bias_run._figures, []
@@ -272,6 +295,34 @@ def test_results_that_do_not_belong_together_are_refused(swept, tmp_path):
         run_bias(Asked([other], output_dir=tmp_path), Console(quiet=True))
     with pytest.raises(InputError, match="tokens is 32, which no result has: they have 64, 16"):
         points_of(read_sources([swept], None, None), LLAVA_15_7B, [32])
+
+
+@pytest.mark.slow
+def test_letterbox_padding_and_several_pictures_are_counted_where_they_are(llava):
+    padding = llava.with_aspect_ratio("pad")
+    wide = Image.new("RGB", (336, 168), "red")
+    points = make_points(["text_weighted", "random"], [64], 2)
+    looks = look_at(padding, user_message("What is it?", [wide, wide.rotate(90, expand=True)]), points)
+    assert looks.sizes == (576, 576)
+    rows, columns = np.divmod(np.arange(576), 24)
+    expected = [(rows < 6) | (rows > 17), (columns < 6) | (columns > 17)]
+    assert (looks.places.padded == np.concatenate(expected)).all()
+    assert (looks.places.mirrored()[576:] >= 576).all()
+    groups = groups_of(looks.sizes, "image")
+    for look in looks.looks:
+        found = figures_of(look, looks.places, groups, look, look).figures["padding"]
+        assert found.random == 0.5
+        assert found.value == sum(looks.places.padded[token] for token in look.kept) / 128
+
+
+@pytest.mark.nightly
+def test_two_processes_make_the_report_of_one(swept, report, tmp_path):
+    started = launch(tmp_path, "lmms_textweighted", "bias", str(swept), "--output-dir", "two", processes=2)
+    assert started.wait(600) == [0], started.output
+    found = read_report(tmp_path / "two" / "bias.json")
+    assert list((tmp_path / "two").glob("*.part")) == []
+    for name in ("points", "between_budgets", "between_methods", "early_words", "hard"):
+        assert found[name] == json.loads(json.dumps(report[name]))
 
 
 @pytest.mark.nightly

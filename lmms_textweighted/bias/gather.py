@@ -17,6 +17,7 @@ from lmms_textweighted.bias.looks import Looks
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.files import on_disk
 from lmms_textweighted.experiment.grid import Point
+from lmms_textweighted.parallel.processes import world
 
 Pair = tuple[int, int]
 
@@ -119,27 +120,25 @@ def without_picture(number: int, digest: str, points: int, pairs: int) -> Docume
 
 
 class Notes:
-    """What is known of a run so far, one line a document. The first line says what the run is."""
+    """What is known of a run so far, one line a document. The first line says what the run is. A file a process; each
+    reads those of all, so that a run may go on with another number of processes."""
 
-    def __init__(self, path: Path, head: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Raises InputError for notes of another run, and where they cannot be read."""
-        self.path = path
+    def __init__(self, target: Path, head: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """target: the report. Raises InputError for notes of another run, and where they cannot be read."""
+        rank, size = world()
+        self.target = target
+        self.path = target.with_name(f"{target.name}.part" if size == 1 else f"{target.name}.rank{rank}of{size}.part")
+        self.found: dict[int, DocumentFigures] = {}
         told = json.loads(json.dumps(head))
-        lines: list[str] = []
-        try:
-            if path.exists() and not overwrite:
-                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"notes {str(path)!r} cannot be read: delete the file and run again") from error
-        whole = [entry for line in lines if (entry := _entry(line)) is not None]
-        if whole and whole[0] != told:
-            raise InputError(
-                f"notes {str(path)!r} are of a run with other options, weights or software: --overwrite starts anew"
-            )
-        self.found: dict[int, DocumentFigures] = {
-            entry["number"]: DocumentFigures.from_dict(entry) for entry in whole[1:]
-        }
-        self._write("".join(json.dumps(entry) + "\n" for entry in (whole or [told])), "w")
+        for path in () if overwrite else self._files():
+            entries = _entries(path)
+            if entries and entries[0] != told:
+                raise InputError(
+                    f"notes {str(path)!r} are of a run with other options, weights or software: --overwrite starts anew"
+                )
+            self.found |= {entry["number"]: DocumentFigures.from_dict(entry) for entry in entries[1:]}
+        own = [] if overwrite or not self.path.exists() else _entries(self.path)
+        self._write("".join(json.dumps(entry) + "\n" for entry in own or [told]), "w")
 
     def document(self, number: int, digest: str, make: Callable[[], DocumentFigures]) -> DocumentFigures:
         """What is noted of a document, or what `make` finds, noted."""
@@ -150,7 +149,12 @@ class Notes:
         return known
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """The report is there: nothing is to go on from."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.target.parent.glob(f"{self.target.name}*.part"))
 
     def _write(self, text: str, mode: str) -> None:
         try:
@@ -161,6 +165,15 @@ class Notes:
             raise InputError(
                 f"notes {str(self.path)!r} cannot be written ({error.strerror}): name another --output-dir"
             ) from error
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """A file's whole lines; a torn last one is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"notes {str(path)!r} cannot be read: --overwrite starts anew") from error
+    return [entry for line in lines if (entry := _entry(line)) is not None]
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What every point of a sweep chooses in one prompt, what it scores there and which words it weighs, without answers.
 
-Points that remove once share a prefill as in the sweep; each other plan runs by itself, up to its first token.
+Points that remove once share a prefill or an entrance as in the sweep; each other plan runs by itself, up to its first
+token.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 
 from lmms_textweighted.bias.places import Places, places_of
+from lmms_textweighted.engine.entrance import can_enter, enter
 from lmms_textweighted.engine.fanout import Prefix, can_share
 from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
 from lmms_textweighted.engine.scoring import Rows, Scorer
+from lmms_textweighted.engine.trace import StageTrace
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.grid import Point
-from lmms_textweighted.families.attach import run_prefix
+from lmms_textweighted.families.attach import run_entrance, run_prefix
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.inference.memory import alone
+from lmms_textweighted.inference.pruned import Encoded
 from lmms_textweighted.methods import find_method
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.view.build import given_to
@@ -90,16 +94,19 @@ def look_at(
             )
             prefixes[layer, scope] = alone(partial(run, question=encoded.question[0], image_sizes=encoded.image_sizes))
     found: dict[Plan, Look] = {plans[place]: look for place, look in known.items()}
+    entering = list(dict.fromkeys(plan for plan in plans if can_enter(plan) and plan not in found))
+    found.update(_entering(llava, encoded, entering, prefixes))
     for plan in plans:
         if plan not in found:
-            prefix = next(prefix for (_, scope), prefix in prefixes.items() if scope == plan.text_scope)
             if not plan.stages:
                 reason = NOTHING_LEAVES if plan.picture is None else SMALLER
                 found[plan] = Look(why=dict.fromkeys(("kept", "scores", "words"), reason))
             elif can_share(plan):
                 found[plan] = _of_prefix(plan, prefixes[plan.stages[0].layer, plan.text_scope])
             else:
-                found[plan] = _by_itself(llava, message, plan, prefix)
+                generate = replace(llava, plan=plan).generate
+                (answer,) = alone(partial(generate, [[message]], Decoding(max_new_tokens=1)))
+                found[plan] = _of_trace(plan, answer.trace.stages, _of_scope(prefixes, plan))
     prefix = prefixes[next(iter(groups))]
     places, nowhere = None, ""
     words: tuple[str, ...] = ()
@@ -140,10 +147,28 @@ def _of_prefix(plan: Plan, prefix: Prefix) -> Look:
     return _look(_numbers(kept, prefix), scores, weighed or [(stage.scorer, [], [])], _text(prefix), merges=False)
 
 
-def _by_itself(llava: PrunedLlava, message: Message, plan: Plan, prefix: Prefix) -> Look:
-    generate = replace(llava, plan=plan).generate
-    (answer,) = alone(partial(generate, [[message]], Decoding(max_new_tokens=1)))
-    stages = answer.trace.stages
+def _entering(
+    llava: PrunedLlava, encoded: Encoded, plans: Sequence[Plan], prefixes: Mapping[tuple[int, str], Prefix]
+) -> dict[Plan, Look]:
+    """Plans that choose before the decoder: none of its layers is run."""
+    if not plans:
+        return {}
+    run = partial(run_entrance, llava.model, encoded.inputs, plans, seed=llava.seed, question=encoded.question[0])
+    run = partial(run, text_tower=llava.text_tower, texts=encoded.texts, image_sizes=encoded.image_sizes)
+    with torch.inference_mode():
+        entrance = alone(run)
+        return {
+            plan: _of_trace(plan, enter(llava.model, entrance, plan).stages, _of_scope(prefixes, plan))
+            for plan in plans
+        }
+
+
+def _of_scope(prefixes: Mapping[tuple[int, str], Prefix], plan: Plan) -> Prefix:
+    """A prefix in which the plan's text tokens vote."""
+    return next(prefix for (_, scope), prefix in prefixes.items() if scope == plan.text_scope)
+
+
+def _of_trace(plan: Plan, stages: Sequence[StageTrace], prefix: Prefix) -> Look:
     scores = [(plan.stages[0].scorer, _list(stages[0].scores))]
     weighed = [
         (stage.scorer, _list(trace.text), _list(trace.text_weights))

@@ -28,6 +28,8 @@ from lmms_textweighted.harness.documents import Document, Documents
 from lmms_textweighted.harness.output import check_writable
 from lmms_textweighted.harness.quiet import quiet_libraries
 from lmms_textweighted.inference import PrunedLlava, geometry_of
+from lmms_textweighted.parallel.processes import gather, join, placed, share, world
+from lmms_textweighted.parallel.watch import watch_others
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.provenance.model import model_state
 from lmms_textweighted.provenance.record import provenance
@@ -64,12 +66,16 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def run_bias(asked: Asked, console: Console) -> dict[str, Any]:
     """Make the report, and write `bias.json` and `bias.png` into the output folder: the first result's, if none is
-    named. A run that was killed goes on after its last whole document.
+    named. A run that was killed goes on after its last whole document; of several processes each looks at its share.
 
     Raises InputError as `read_sources` and `points_of` do, where the report is there already, where the checkpoint or a
     document is another one than the sweep's, and where a document cannot be looked at.
     """
     quiet_libraries()
+    state_of_all = join() if world()[1] > 1 else None
+    watch_others()
+    main = state_of_all is None or state_of_all.is_main_process
+    console.quiet = console.quiet or not main
     sources = read_sources(asked.results, asked.question_file, asked.image_folder)
     target = (asked.output_dir or sources[0].path.parent) / NAME
     check_writable(target.parent)
@@ -78,7 +84,8 @@ def run_bias(asked: Asked, console: Console) -> dict[str, Any]:
     count = min([len(source.digests) for source in sources] + ([asked.num_samples] if asked.num_samples else []))
     experiment = replace(sources[0].experiment, num_samples=count)
     documents = documents_of(experiment)
-    llava = model_of(experiment, experiment.load_options)
+    options = experiment.load_options
+    llava = model_of(experiment, options if state_of_all is None else placed(options, state_of_all))
     state = model_state(llava)
     if state["weights"] != sources[0].meta["weights"]:
         raise InputError(
@@ -99,7 +106,7 @@ def run_bias(asked: Asked, console: Console) -> dict[str, Any]:
         "count": count,
         "software": [versions(), code_digest()],
     }
-    notes = Notes(target.with_name(f"{NAME}.part"), head, overwrite=asked.overwrite)
+    notes = Notes(target, head, overwrite=asked.overwrite)
     found, pairs = _look(llava, documents, points, plans, sources[0], notes, console)
     smaller = {
         budget: known[budget]
@@ -117,7 +124,13 @@ def run_bias(asked: Asked, console: Console) -> dict[str, Any]:
         "hard": hard_subset(scores, smaller),
     }
     _add_accuracies(report["early_words"], scores)
-    write_report(target, report)
+    if main:
+        write_report(target, report)
+    if state_of_all is not None:
+        state_of_all.wait_for_everyone()
+        state_of_all.end_training()
+    if not main:
+        return report
     notes.remove()
     for path in (target, target.with_suffix(".png")):
         console.print(f"wrote {path}", **_LINE)
@@ -155,7 +168,9 @@ def _look(
         console.print(f"goes on after {len(notes.found)} of {len(documents)} documents: {notes.path}", **_LINE)
     others = [without_pictures(document.message) for document in documents]
     with progress_on(console, *columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        for number in progress.track(range(len(documents)), description=f"{len(points)} points, 3 inputs each"):
+        numbers = share(len(documents))
+        label = f"{len(numbers)} documents x {len(points)} points, 3 inputs each"
+        for number in progress.track(numbers, description=label):
             document = documents[number]
             if document.digest != source.digests.get(number):
                 raise InputError(f"{document.name} is another one than when {str(source.path)!r} was written")
@@ -171,7 +186,7 @@ def _look(
                 raise InputError(f"{document.name}: {error}") from error
             except Exception as error:
                 raise InputError(f"{document.name}: {describe(error)}") from error
-    return found, pairs
+    return sorted(gather(found), key=lambda document: document.number), pairs
 
 
 def _figures(

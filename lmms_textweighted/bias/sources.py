@@ -45,7 +45,7 @@ def read_sources(paths: Sequence[Path], question_file: Path | None, image_folder
     not record its options, and where two are of different models, sets or prompts."""
     if not paths:
         raise InputError("no result is given: name a folder that a sweep wrote, as runs/sweep")
-    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    files = list(dict.fromkeys(file for path in paths for file in result_files(path)))
     sources = [_read(file, question_file, image_folder) for file in files]
     first = sources[0]
     for other in sources[1:]:
@@ -91,7 +91,8 @@ def scores_of(sources: Sequence[Source]) -> dict[Place, dict[int, float]]:
     return found
 
 
-def _files(path: Path) -> list[Path]:
+def result_files(path: Path) -> list[Path]:
+    """The sweeps' JSON files of a path. Raises InputError where there is none."""
     if path.is_file():
         if not path.match(RESULT_PATTERN):
             raise InputError(f"result {str(path)!r} is no {RESULT_PATTERN}: give a sweep's, or its folder")

@@ -13,9 +13,10 @@ CHANCE = "random choice"
 UNPRUNED = "none"
 _REFERENCE = "text_weighted"
 
-# The tables of figures: title, and (name, heading) of each column.
-_TABLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+# The tables of figures: short and whole title, and (name, heading) of each column.
+_TABLES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
+        "Places",
         "Where kept tokens lie",
         (
             ("edge", "edge"),
@@ -27,6 +28,7 @@ _TABLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Weights",
         "What scores and words weigh",
         (
             ("strongest", "ten strongest"),
@@ -36,6 +38,7 @@ _TABLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "Follows",
         "What the choice follows",
         (
             ("question", "other question"),
@@ -48,11 +51,12 @@ _TABLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 @dataclass
 class Table:
-    """title, columns: the first is the rows' name. groups: (heading, rows) that stand together; a heading may be "".
-    notes: what the table does not say itself."""
+    """title, columns: the first is the rows' name. short: a word for it. groups: (heading, rows) that stand together; a
+    heading may be "". notes: what the table does not say itself."""
 
     title: str
     columns: list[str]
+    short: str = ""
     groups: list[tuple[str, list[list[str]]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -63,14 +67,14 @@ class Table:
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """All tables, those with nothing in them left out."""
-    tables = [_figures(report, title, columns) for title, columns in _TABLES]
+    tables = [_figures(report, *table) for table in _TABLES]
     tables += [_budgets(report), _methods(report), _early(report), _hard(report)]
     return [table for table in tables if table.groups or table.notes]
 
 
-def _figures(report: dict[str, Any], title: str, columns: Sequence[tuple[str, str]]) -> Table:
+def _figures(report: dict[str, Any], short: str, title: str, columns: Sequence[tuple[str, str]]) -> Table:
     points, kinds = report["points"], report["figures"]
-    table = Table(title, ["method"])
+    table = Table(title, ["method"], short)
     reasons: dict[str, list[str]] = {}
     shown = []
     for name, heading in columns:
@@ -127,7 +131,7 @@ def _budgets(report: dict[str, Any]) -> Table:
     found = report["between_budgets"]
     steps = list(dict.fromkeys((one["first"]["budget"], one["second"]["budget"]) for one in found))
     title = "Kept tokens of the smaller budget that the larger one keeps, too"
-    table = Table(title, ["method", *(f"{_budget(a, report)} → {_budget(b, report)} %" for a, b in steps)])
+    table = Table(title, ["method", *(f"{_budget(a, report)} → {_budget(b, report)} %" for a, b in steps)], "Budgets")
     rows: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
     for one in found:
@@ -148,7 +152,9 @@ def _budgets(report: dict[str, Any]) -> Table:
 def _methods(report: dict[str, Any]) -> Table:
     """Of every point: what it shares with text weighting, and with what it shares most."""
     points = report["points"]
-    table = Table("Kept tokens that another method keeps, too", ["method", f"{_REFERENCE} %", "most alike %", "which"])
+    table = Table(
+        "Kept tokens that another method keeps, too", ["method", f"{_REFERENCE} %", "most alike %", "which"], "Methods"
+    )
     for budget, members in _by_budget(points):
         rows, chance = [], []
         for point in members:
@@ -178,6 +184,7 @@ def _early(report: dict[str, Any]) -> Table:
     table = Table(
         "Text weighting's early words, plain and with the causal correction",
         ["method", "first token %", "mask alone %", "last token %", "centre", "shared %", "accuracy %"],
+        "Early words",
     )
     for budget, members in _by_budget(early["rows"]):
         rows = []
@@ -229,6 +236,7 @@ def _hard(report: dict[str, Any]) -> Table:
     table = Table(
         "Accuracy where a smaller picture fails, and where it is enough",
         ["method", "fails %", "is enough %"],
+        "Hard subset",
     )
     if any("rows" in part for part in report["hard"]):
         table.notes.append(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lmms_textweighted.bias.tables import CHANCE, NONE, Table, tables_of
+from lmms_textweighted.compare.runs import read_json
 from lmms_textweighted.page import Cell, Column, Page, Section
 from lmms_textweighted.page import Table as PageTable
 
@@ -18,8 +21,14 @@ def sections_of(report: dict[str, Any]) -> list[Section]:
     return [_section(table) for table in tables_of(report)]
 
 
-def page_of(report: dict[str, Any]) -> Page:
-    """A page of the report alone."""
+def page_of(report: dict[str, Any], results: Sequence[Path] = ()) -> Page:
+    """The page of the sweep with the report behind its own sections, where `results` is one file that is there; else a
+    page of the report alone. Raises InputError where that file cannot be read."""
+    if len(results) == 1 and results[0].is_file():
+        from lmms_textweighted.experiment.recorded import recorded
+        from lmms_textweighted.experiment.webpage import page_of as sweeps_page
+
+        return sweeps_page(read_json(results[0]), recorded(results[0]), more=sections_of(report))
     meta = report["meta"]
     facts = [
         ("model", f"{meta['checkpoint']} ({meta['model_type']})"),
@@ -39,7 +48,7 @@ def _section(table: Table) -> PageTable:
         for heading, rows in table.groups
         for row in rows
     ]
-    return PageTable(f"Bias: {table.title[0].lower()}{table.title[1:]}", columns, rows, table.notes)
+    return PageTable(f"{table.short}: {table.title[0].lower()}{table.title[1:]}", columns, rows, table.notes)
 
 
 def _cell(text: str) -> Cell:

@@ -32,7 +32,7 @@ def bias(
         str | None, typer.Option(help="terminal, markdown, csv, latex or json; by the output's ending if left out.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the tables here instead of printing them.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write them as a page, one HTML file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write them as a page, behind the sweep's own.")] = None,
 ) -> None:
     """Where methods look: where kept tokens lie, sinks, early words, what choices share and follow, beside chance."""
     from rich.console import Console
@@ -44,9 +44,11 @@ def bias(
     from lmms_textweighted.bias.formats import render, show
     from lmms_textweighted.bias.run import NAME, Asked, read_report, run_bias
     from lmms_textweighted.experiment.ranges import parse_samples
+    from lmms_textweighted.parallel.processes import world
 
     given = results or []
-    if len(given) == 1 and given[0].is_file() and given[0].name == NAME:
+    made_before = len(given) == 1 and given[0].is_file() and given[0].name == NAME
+    if made_before:
         report = read_report(given[0])
     else:
         asked = Asked(
@@ -59,11 +61,16 @@ def bias(
             overwrite=overwrite,
         )
         report = run_bias(asked, Console(stderr=chosen != "terminal" and output is None))
+    if world()[0] != 0:  # of several processes the first one tells
+        return
     if html is not None:
+        from lmms_textweighted.bias.sources import result_files
         from lmms_textweighted.bias.webpage import page_of
         from lmms_textweighted.page import write_page
 
-        write_page(html, page_of(report))
+        swept = [] if made_before else [file for path in given for file in result_files(path)]
+        names = report["meta"]["results"] if made_before else []
+        write_page(html, page_of(report, swept or [given[0].with_name(name) for name in names]))
     if output is not None:
         write_text(output, render(report, chosen))
     elif chosen == "terminal":
