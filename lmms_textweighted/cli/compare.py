@@ -57,7 +57,12 @@ def compare(
     else:
         print(render(comparison, chosen), end="")
     if html is not None:
-        from lmms_textweighted.compare.webpage import page_of
+        from lmms_textweighted.bias.run import NAME, read_report
+        from lmms_textweighted.bias.webpage import sections_of
+        from lmms_textweighted.compare.webpage import page_of, sweeps_of
 
-        write_page(html, page_of(comparison))
+        folders = dict.fromkeys(path.parent for path in sweeps_of(comparison))
+        reports = [path for folder in folders if (path := folder / NAME).is_file()]
+        more = [section for path in reports for section in sections_of(read_report(path))]
+        write_page(html, page_of(comparison, more=more))
         print(f"page: {html.resolve()}", file=sys.stderr if output is None and chosen != "terminal" else sys.stdout)

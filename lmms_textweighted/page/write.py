@@ -85,13 +85,15 @@ def render(page: Page) -> str:
         style=Markup(_asset("style.css")),
         script=Markup(script),
         plotly=library,
-        sections=[_section(place, section) for place, section in enumerate(page.sections)],
+        sections=[_section(place, page.sections) for place in range(len(page.sections))],
     )
 
 
-def _section(place: int, section: Section) -> dict[str, Any]:
+def _section(place: int, sections: Sequence[Section]) -> dict[str, Any]:
+    """A section for the template. named: in the navigation, which has the first of several of one kind."""
     from markupsafe import Markup
 
+    section, short = sections[place], _short(sections[place])
     details = []
     if isinstance(section, Documents):
         points = points_of([shown.view for shown in section.documents])
@@ -100,10 +102,15 @@ def _section(place: int, section: Section) -> dict[str, Any]:
         "id": f"section-{place}",
         "kind": section.kind,
         "title": section.title,
-        "short": section.title.partition(":")[0],
+        "short": short,
+        "named": short not in map(_short, sections[:place]),
         "json": Markup(embedded(section.data())),
         "details": details,
     }
+
+
+def _short(section: Section) -> str:
+    return section.title.partition(":")[0]
 
 
 def embedded(data: Any) -> str:
