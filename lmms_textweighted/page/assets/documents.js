@@ -35,6 +35,7 @@ class Browser {
       if (!found) this.series.push(found = { key, ...point, places: [] });
       found.places.unshift(place);
     });
+    this.lower = data.documents.map((entry) => entry.question.toLowerCase());
     this.whole = data.points.findIndex((point) => point.strategy === "none");
     this.strategies = [...new Set(data.points.map((point) => point.strategy))].filter((name) => name !== "none");
     if (!this.strategies.length) this.strategies = [...new Set(data.points.map((point) => point.strategy))];
@@ -121,8 +122,8 @@ class Browser {
     this.found = [];
     this.data.documents.forEach((entry, place) => {
       const [here, whole] = [this.code(place, this.place), this.code(place, this.whole)];
-      const fits = passes(here, whole) && (!words || entry.question.toLowerCase().includes(words));
-      this.entries[place].hidden = !fits;
+      const fits = passes(here, whole) && (!words || this.lower[place].includes(words));
+      if (this.entries[place].hidden === fits) this.entries[place].hidden = !fits;
       if (fits) this.found.push(place);
       const [kind, glyph, said] = verdict(here, whole);
       const item = this.items[place];
@@ -136,10 +137,14 @@ class Browser {
     this.steps();
   }
   steps() {
-    this.before.disabled = !this.found.some((place) => place < this.current);
-    this.after.disabled = !this.found.some((place) => place > this.current);
+    this.before.disabled = !(this.found[0] < this.current);
+    this.after.disabled = !(this.found[this.found.length - 1] > this.current);
     const open = this.found.includes(this.current) ? this.current : this.found[0];
-    this.items.forEach((item, place) => item.setAttribute("tabindex", place === open ? "0" : "-1"));
+    if (this.open !== open) {
+      if (this.open !== undefined) this.items[this.open].setAttribute("tabindex", "-1");
+      if (open !== undefined) this.items[open].setAttribute("tabindex", "0");
+      this.open = open;
+    }
   }
   step(by) {
     const next = by > 0 ? this.found.find((place) => place > this.current) : [...this.found].reverse().find((place) => place < this.current);
