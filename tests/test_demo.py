@@ -7,6 +7,7 @@ import socket
 import urllib.error
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from lmms_textweighted.demo.serve import check_port
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.inference import Decoding, PrunedLlava
 from lmms_textweighted.prompts import SINGLE_PREDICTION_PROMPT, user_message
+from lmms_textweighted.show.look import look, plans_for, unseen
 from tests.demo_server import HOSTILE, served
 from tests.pictures import noise
 
@@ -41,6 +43,24 @@ def test_the_answers_are_the_models(llava, tmp_path):
     assert "16 of 576" in rows[1]
     assert said.count("<figure") == 4
     assert len(re.findall(r"<td>\d+ ms</td>", said)) == 6
+
+
+def test_times_are_the_medians_of_rounds_that_go_through_all_plans(llava, monkeypatch):
+    """Of three rounds, the middle one: what a busy moment cost one of them is not seen."""
+    ran, plain = [], PrunedLlava.generate
+
+    def slow(self, messages, decoding, **more):
+        (answer,) = plain(self, messages, decoding, **more)
+        ran.append(self.plan.name)
+        return [replace(answer, timing=replace(answer.timing, prefill=float(len(ran)), decode=1.0))]
+
+    monkeypatch.setattr(PrunedLlava, "generate", slow)
+    message = user_message("What is red?", [noise(60, 60)])
+    asked = plans_for(("fastv", "random"), 16)
+    shown = look(llava, [message], asked, Decoding(max_new_tokens=2), unseen("", "What?"), rounds=3)
+    assert ran[1:] == ["none", "fastv", "random"] * 3
+    found = {one.strategy: one.figures["prefill_seconds"] for one in shown.view.strategies}
+    assert found == {"none": 5.0, "fastv": 6.0, "random": 7.0}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 from lmms_textweighted.engine.plan import Plan
@@ -16,7 +17,7 @@ from lmms_textweighted.methods.budget import Geometry
 from lmms_textweighted.prompts import Message
 from lmms_textweighted.show.shown import Canvases, Shown
 from lmms_textweighted.view.build import answer_view, given_for
-from lmms_textweighted.view.record import DocumentView
+from lmms_textweighted.view.record import DocumentView, StrategyView
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,13 @@ def look(
     document: DocumentView,
     *,
     judge: Callable[[str], tuple[float | None, bool | None]] = lambda answer: (None, None),
+    rounds: int = 1,
 ) -> Shown:
     """Answer a conversation under each plan. document: what else is known of it, still without what is seen here.
 
-    judge: answer -> (its score, whether it is right). Times are of one run each, behind one that is not counted. Raises
-    InputError for a conversation without pictures.
+    judge: answer -> (its score, whether it is right). rounds: how often every plan runs, one after the other in each
+    round; times are the medians, behind a run that is not counted. Raises InputError for a conversation without
+    pictures.
     """
     if not any(message.images for message in messages):
         raise InputError("the prompt has no picture: there is nothing to see")
@@ -103,6 +106,7 @@ def look(
         strategies.append(made)
         if made.pictures is not None:
             smaller[made.key] = given_for(pruned, messages).images()
+    strategies = _timed(llava, messages, asked, decoding, strategies, rounds - 1)
     view = replace(
         document,
         pictures=tuple(picture.geometry for picture in given.pictures),
@@ -111,6 +115,28 @@ def look(
         strategies=tuple(strategies),
     )
     return Shown(view, given.images(), smaller)
+
+
+def _timed(
+    llava: PrunedLlava,
+    messages: Sequence[Message],
+    asked: Sequence[Asked],
+    decoding: Decoding,
+    strategies: list[StrategyView],
+    more: int,
+) -> list[StrategyView]:
+    """The same views with the medians of their times over so many more rounds."""
+    names = ("prefill_seconds", "decode_seconds")
+    seconds = [{name: [view.figures[name]] for name in names} for view in strategies]
+    for _ in range(more):
+        for one, found in zip(asked, seconds, strict=True):
+            (answer,) = alone(partial(replace(llava, plan=one.plan).generate, [messages], decoding))
+            found["prefill_seconds"].append(answer.timing.prefill)
+            found["decode_seconds"].append(answer.timing.decode)
+    return [
+        replace(view, figures={**view.figures, **{name: median(found[name]) for name in names}})
+        for view, found in zip(strategies, seconds, strict=True)
+    ]
 
 
 def unseen(
