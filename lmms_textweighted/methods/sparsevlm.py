@@ -85,7 +85,8 @@ class Recycle(Scorer):
                 kept[image].append(part)
             most = None if self.extra and group.keep else group.keep
             found = _clusters(scores, best, vectors[group.index], most, self.paper)
-            flops += 2 * sum(map(len, found)) ** 2 * vectors.shape[1]
+            pool = sum(map(len, found))
+            flops += 2 * pool * (pool + len(found) * self.paper) * vectors.shape[1]  # distances; the paper's cosines
             for cluster in found:
                 members = group.index[cluster]
                 clusters[int(image_of(leaving, members[:1]))].append(members)
