@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lmms_textweighted import cli, prune
 from lmms_textweighted.engine.cost import DecoderShape
-from lmms_textweighted.methods import PRESETS, find_method, make_plan, method_names, preset_names
+from lmms_textweighted.engine.parts import shares
+from lmms_textweighted.errors import PlanError
+from lmms_textweighted.methods import (
+    GRID_PRESETS,
+    PRESETS,
+    find_method,
+    grid_preset_names,
+    make_plan,
+    method_names,
+    preset_names,
+)
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Geometry, cost_of
+from lmms_textweighted.methods.visionzip import contextual_count
 from tests.conftest import IMAGE, build_llava, make_inputs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -40,6 +52,7 @@ def test_every_method_and_preset_is_a_line_of_80_columns(said):
     first = [line.split()[0] for line in lines if line]
     assert [name for name in first if name in method_names()] == list(method_names())
     assert [name for name in first if name in preset_names()] == list(preset_names())
+    assert [name for name in first if name in grid_preset_names()] == list(grid_preset_names())
     fastv = next(line for line in lines if line.startswith("fastv_k2 "))
     assert fastv.split() == ["fastv_k2", "FastV", "2024", "1", "yes", "keep"]
 
@@ -50,11 +63,11 @@ def test_the_page_has_the_commands_tables(said):
     assert between.partition("<!-- end -->")[0].strip() == printed.strip()
 
 
-@pytest.mark.parametrize("name", [*method_names(), *preset_names()])
+@pytest.mark.parametrize("name", [*method_names(), *preset_names(), *grid_preset_names()])
 def test_one_method_is_shown_with_its_formula_its_plan_and_its_cost(said, name):
     text, data = said(name), json.loads(said(name, "--json"))
     plan = make_plan(name)
-    cost = cost_of(plan, LLAVA_15_7B)
+    cost = cost_of(plan, replace(LLAVA_15_7B, image_tokens=2880 if name in grid_preset_names() else 576))
     assert data["plan"] == plan.to_dict()
     assert data["cost"]["equivalent_tokens"] == cost.equivalent_tokens
     assert f"{cost.equivalent_tokens:.1f} equivalent tokens" in text
@@ -113,11 +126,20 @@ def test_a_plan_that_is_written_is_read_as_a_strategy(said, file, monkeypatch, t
 
 
 def test_presets_name_a_method_and_none_is_called_like_one():
-    assert not set(preset_names()) & set(method_names())
-    for preset in PRESETS:
+    assert not {*preset_names(), *grid_preset_names()} & set(method_names())
+    for preset in (*PRESETS, *GRID_PRESETS):
         assert preset.of in method_names()
         assert preset.source == find_method(preset.of).source
-        preset.solve().check(32, 576)
+        preset.solve().check(32, 576 if preset in PRESETS else 2880)
+        with pytest.raises(PlanError, match="is a setting for 32 decoder layers, but the model has 8"):
+            preset.plan(geometry=replace(LLAVA_15_7B, decoder=replace(LLAVA_15_7B.decoder, layers=8)))
+
+
+def test_a_view_of_a_grid_gets_what_its_authors_write():
+    """VisionZip's 108 + 20, 54 + 10 and 27 + 5 in each of five views."""
+    plans = [find_method(f"visionzip_{count}").plan() for count in (640, 320, 160)]
+    assert [shares(plan.stages[0].keep_tokens, [576] * 5) for plan in plans] == [[128] * 5, [64] * 5, [32] * 5]
+    assert [contextual_count(count) for count in (128, 64, 32)] == [20, 10, 5]
 
 
 def test_the_pages_plan_runs_as_it_is_written(monkeypatch, tmp_path):

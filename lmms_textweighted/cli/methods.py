@@ -32,14 +32,14 @@ def methods(
     flops_ratio: Annotated[float | None, typer.Option(help="Budget: prefill FLOPs over unpruned.")] = None,
     pruning_layer: Annotated[int | None, typer.Option(help="Tokens leave after this layer, counted from 0.")] = None,
     layers: Annotated[int, typer.Option(help="Decoder layers, of LLaVA-1.5-7B's sizes.")] = 32,
-    image_tokens: Annotated[int, typer.Option(help="Tokens of one image.")] = 576,
+    image_tokens: Annotated[int | None, typer.Option(help="Tokens of one image; 576, or a preset's own.")] = None,
     text_tokens: Annotated[int, typer.Option(help="Tokens of the rest of the prompt.")] = 64,
     output: Annotated[Path | None, typer.Option(help="Write the plan here, for strategy=PLAN.yaml.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the lists as docs/methods.md has them.")] = False,
 ) -> None:
     """List the methods and the papers' settings, or show one: its formula, its plan at a budget, what that costs."""
-    from lmms_textweighted.methods import PRESETS, find_method, method_names
+    from lmms_textweighted.methods import GRID_PRESETS, PRESETS, find_method, method_names
     from lmms_textweighted.methods.listing import entry_of, preset_entry
 
     given = {
@@ -55,19 +55,21 @@ def methods(
     beside = next((key for key, value in {**given, "output": output}.items() if value is not None), None)
     if beside is not None:
         raise InputError(f"{beside} is given, but no method: name one, as `methods text_weighted`")
-    entries = [entry_of(find_method(known), PRESETS) for known in method_names()]
-    presets = [preset_entry(preset) for preset in PRESETS]
+    entries = [entry_of(find_method(known), (*PRESETS, *GRID_PRESETS)) for known in method_names()]
+    presets, grids = ([preset_entry(preset) for preset in some] for some in (PRESETS, GRID_PRESETS))
     if as_json:
-        listed = {"methods": [asdict(one) for one in entries], "presets": [asdict(one) for one in presets]}
+        listed = {"methods": [asdict(one) for one in entries], "presets": [asdict(one) for one in (*presets, *grids)]}
         print(json.dumps(listed, indent=2, ensure_ascii=False))
     elif markdown:
-        print(
-            "\n".join([*_markdown(_METHOD_HEADINGS, _rows(entries)), "", *_markdown(_PRESET_HEADINGS, _set(presets))])
-        )
+        tables = [_markdown(_METHOD_HEADINGS, _rows(entries))]
+        tables += [_markdown(_PRESET_HEADINGS, _set(some)) for some in (presets, grids)]
+        print("\n\n".join("\n".join(table) for table in tables))
     else:
         print("\n".join(_columns(_METHOD_HEADINGS, _rows(entries))))
         print("\nPresets, which are plans of 32 layers and 576 image tokens:\n")
         print("\n".join(_columns(_PRESET_HEADINGS, _set(presets))))
+        print("\nAnd of 32 layers and 2,880 image tokens, LLaVA-1.6's five views of 576:\n")
+        print("\n".join(_columns(_PRESET_HEADINGS, _set(grids))))
         print("\nafter: tokens leave after this layer, of 32. text: what stays depends on it.")
         print("One of them: lmms-textweighted methods NAME --keep-tokens 64")
 
@@ -75,11 +77,22 @@ def methods(
 def _show(name: str, given: dict[str, Any], options: dict[str, Any]) -> None:
     from dataclasses import replace
 
-    from lmms_textweighted.methods import PRESETS, SCORERS, find_method, method_names, preset_names
+    from lmms_textweighted.methods import (
+        GRID_PRESETS,
+        PRESETS,
+        SCORERS,
+        find_method,
+        grid_preset_names,
+        method_names,
+        preset_names,
+    )
     from lmms_textweighted.methods.budget import LLAVA_15_7B
     from lmms_textweighted.methods.files import plan_text
     from lmms_textweighted.methods.listing import details_of
 
+    method = find_method(name)
+    if options["image_tokens"] is None:
+        options["image_tokens"] = getattr(method, "image_tokens", None) or LLAVA_15_7B.image_tokens
     for sizes in ("layers", "image_tokens", "text_tokens"):
         if options[sizes] < (2 if sizes == "layers" else 1):
             raise InputError(f"{sizes} is {options[sizes]}: give at least {2 if sizes == 'layers' else 1}")
@@ -89,15 +102,14 @@ def _show(name: str, given: dict[str, Any], options: dict[str, Any]) -> None:
         image_tokens=options["image_tokens"],
         text_tokens=options["text_tokens"],
     )
-    method = find_method(name)
     plan = method.plan(**given, geometry=geometry)
     plan.check(geometry.layers, geometry.image_tokens)
     output = options["output"]
     if output is not None:
-        taken = (*method_names(), *preset_names())
+        taken = (*method_names(), *preset_names(), *grid_preset_names())
         called = output.stem if output.stem not in taken else f"{output.stem}-file"
         write_text(output, plan_text(plan, SCORERS, name=called, source=method.source))
-    details = details_of(method, plan, geometry, PRESETS)
+    details = details_of(method, plan, geometry, (*PRESETS, *GRID_PRESETS))
     if options["as_json"]:
         print(json.dumps(details.to_dict(), indent=2, ensure_ascii=False))
         return

@@ -34,7 +34,7 @@ from lmms_textweighted.methods.grid import POOL, POOL_PRE, UNIFORM_GRID, UNIFORM
 from lmms_textweighted.methods.himap import HIMAP, CutOff, ImageColumnSums
 from lmms_textweighted.methods.hiprune import HIPRUNE, HIPRUNE_PAPER
 from lmms_textweighted.methods.holov import HOLOV, HOLOV_PAPER, QuotaOfRuns
-from lmms_textweighted.methods.presets import PRESETS
+from lmms_textweighted.methods.presets import GRID_PRESETS, PRESETS
 from lmms_textweighted.methods.prumerge import PRUMERGE, PRUMERGE_PAPER, PRUMERGE_PLUS, PRUMERGE_PLUS_PAPER
 from lmms_textweighted.methods.pyramiddrop import PYRAMIDDROP
 from lmms_textweighted.methods.scope import SCOPE
@@ -58,11 +58,13 @@ from lmms_textweighted.methods.vscan import LOCAL_AND_GLOBAL, VSCAN
 __all__ = [
     "DEFAULT_KEEP_TOKENS",
     "DEFAULT_STRATEGY",
+    "GRID_PRESETS",
     "PRESETS",
     "SCORERS",
     "Method",
     "OneStage",
     "find_method",
+    "grid_preset_names",
     "label_of",
     "make_plan",
     "method_names",
@@ -189,8 +191,17 @@ def method_names() -> tuple[str, ...]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of the papers' settings, which stand beside those of the methods."""
+    """The names of the papers' settings for 576 image tokens, which stand beside those of the methods."""
     return tuple(preset.name for preset in PRESETS)
+
+
+def grid_preset_names() -> tuple[str, ...]:
+    """The same for a LLaVA-1.6's picture of 2,880."""
+    return tuple(preset.name for preset in GRID_PRESETS)
+
+
+def _own_names() -> tuple[str, ...]:
+    return (*method_names(), *preset_names(), *grid_preset_names())
 
 
 def find_method(strategy: str | Method) -> Method:
@@ -203,8 +214,8 @@ def find_method(strategy: str | Method) -> Method:
     if isinstance(strategy, Method):
         return strategy
     if is_plan_file(str(strategy)) and (SIGN not in str(strategy) or Path(strategy).exists()):
-        return read_plan(strategy, SCORERS, (*method_names(), *preset_names()))
-    for method in (*_OWN, *PRESETS):
+        return read_plan(strategy, SCORERS, _own_names())
+    for method in (*_OWN, *PRESETS, *GRID_PRESETS):
         if method.name == strategy:
             return method
     for point in entry_points(group=ENTRY_POINTS):
@@ -215,7 +226,7 @@ def find_method(strategy: str | Method) -> Method:
         return Composed(first=find_method(halves[0]), second=find_method(halves[1]))
     place, colon, name = str(strategy).rpartition(":")
     if not colon:
-        raise PlanError(unknown("strategy", strategy, (*method_names(), *preset_names())))
+        raise PlanError(unknown("strategy", strategy, _own_names()))
     try:
         module = _module(place)
     except FileNotFoundError as error:
@@ -233,7 +244,7 @@ def find_method(strategy: str | Method) -> Method:
 
 def label_of(strategy: str) -> str:
     """What pictures call a method of this package, or two of them as one; the name itself where it is another's."""
-    labels = {method.name: method.label for method in (*_OWN, *PRESETS)}
+    labels = {method.name: method.label for method in (*_OWN, *PRESETS, *GRID_PRESETS)}
     first, _, second = strategy.partition(SIGN)
     if strategy not in labels and first in labels and second in labels:
         return f"{labels[first]}, then {labels[second]}"
@@ -291,7 +302,7 @@ def _halves(strategy: str) -> tuple[str, str] | None:
     """
     place, _, name = strategy.rpartition(":")
     places = [at for at, sign in enumerate(strategy) if sign == SIGN]
-    named = strategy in method_names() or strategy in preset_names()
+    named = strategy in _own_names()
     if not places or named or (name.isidentifier() and Path(place).exists()):
         return None
     splits = [(strategy[:at], strategy[at + 1 :]) for at in places]

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
@@ -36,7 +36,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class PresetEntry:
-    """One preset at LLaVA-1.5-7B's sizes. stages: (layer, tokens that stay after it). note: the authors' own words."""
+    """One preset at LLaVA-1.5-7B's sizes and its own number of image tokens.
+
+    stages: (layer, tokens that stay after it). note: the authors' own words.
+    """
 
     name: str
     of: str
@@ -80,7 +83,7 @@ def entry_of(method: Method, presets: Sequence[Preset] = ()) -> Entry:
 
 def preset_entry(preset: Preset) -> PresetEntry:
     plan = preset.solve()
-    cost = cost_of(plan, LLAVA_15_7B)
+    cost = cost_of(plan, replace(LLAVA_15_7B, image_tokens=preset.image_tokens))
     stages = tuple((stage.layer, cost.image_lengths[stage.layer + 1]) for stage in plan.stages)
     return PresetEntry(preset.name, preset.of, preset.source, preset.note, stages, cost)
 

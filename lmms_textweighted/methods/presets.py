@@ -1,7 +1,8 @@
 """Settings that papers report, as methods with a name of their own: plans that are written down, nothing to solve.
 
-A new one is a line in `PRESETS`. Counts are of 576 image tokens and 32 layers, LLaVA-1.5-7B's: on another depth a
-preset is refused, and its method, which takes a budget, is the way.
+A new one is a line in `PRESETS`, whose counts are of 576 image tokens, or in `GRID_PRESETS`, whose counts are of a
+LLaVA-1.6's picture of 2,880, five views of 576. All are of 32 layers: on another depth a preset is refused, and its
+method, which takes a budget, is the way.
 """
 
 from __future__ import annotations
@@ -92,10 +93,12 @@ class Fixed(Method):
 
 @dataclass(frozen=True)
 class Preset(Fixed):
-    """A paper's setting. of: the method. note: what the authors call it, where they count otherwise than here."""
+    """A paper's setting. of: the method. note: what the authors call it, where they count otherwise than here.
+    image_tokens: of the picture that its counts are of."""
 
     of: str = ""
     note: str = ""
+    image_tokens: int = 576
 
     def solve(self, budget: Budget | None = None, geometry: Geometry | None = None, **given: Any) -> Plan:
         """As `Fixed.solve`. Also raises PlanError on a decoder of another depth than the paper's."""
@@ -108,11 +111,11 @@ class Preset(Fixed):
         return super().solve(budget, geometry, **given)
 
 
-def preset(of: Method, name: str, *stages: Stage, note: str = "") -> Preset:
+def preset(of: Method, name: str, *stages: Stage, note: str = "", image_tokens: int = 576) -> Preset:
     """A setting of a method, whose source and positions it has. name: of the preset, without the method's."""
     full = f"{of.name}_{name}"
     written = Plan(full, stages, positions=of.default_positions)
-    return Preset(full, f"{of.label}, {name}", of.source, written, of=of.name, note=note)
+    return Preset(full, f"{of.label}, {name}", of.source, written, of=of.name, note=note, image_tokens=image_tokens)
 
 
 def staged(of: Staged, name: str, *counts: int, layers: Sequence[int] | None = None, note: str = "") -> Preset:
@@ -178,4 +181,25 @@ PRESETS: tuple[Preset, ...] = (
         preset(VSCAN, str(mean), *VSCAN.stages(15, mean // 2, None), note=f"{3 * mean // 2}, then {mean // 2}")
         for mean in (192, 128, 64)
     ),
+)
+
+# Budgets of a whole picture. Where the method looks at the tower each of the five views gets a fifth: VisionZip's
+# authors write 108 + 20, 54 + 10 and 27 + 5 a view. HoloV's and DivPrune's are of all tokens together. The authors
+# force five whole views; a picture whose views are cut has fewer tokens here, and the same budget.
+_GRID, _BUDGETS = 5 * 576, (640, 320, 160)
+_VIEWS = ("128 a view", "64 a view", "32 a view")
+
+GRID_PRESETS: tuple[Preset, ...] = tuple(
+    preset(of, str(count), Stage(of.scorer, EMBEDDINGS, count), note=note, image_tokens=_GRID)
+    for of, notes in (
+        (FASTERVLM, _VIEWS),
+        (DIVPRUNE, ("a ratio of 2/9", "a ratio of 1/9", "a ratio of 1/18")),
+        (VISIONZIP, ("108 + 20 a view", "54 + 10 a view", "27 + 5 a view")),
+        (VISPRUNER, _VIEWS),
+        (HIPRUNE, _VIEWS),
+        (SCOPE, _VIEWS),
+        (HOLOV, ("640", "320", "160")),
+        (CDPRUNER, _VIEWS),
+    )
+    for count, note in zip(_BUDGETS, notes, strict=True)
 )
