@@ -26,7 +26,7 @@ _PANELS: tuple[tuple[tuple[str, ...], str, float], ...] = (
     (("same_content", "same_place"), "kept when mirrored, %:\ncontent ●, place ○", 100),
 )
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_CURVES = 8  # of words' weights, with a legend that can be read
+_CURVES = 6  # of words' weights, with a legend that can be read
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:
@@ -35,20 +35,20 @@ def draw(path: Path, report: dict[str, Any]) -> None:
         dict.fromkeys(name_of(point, report["points"]) for point in report["points"] if point["strategy"] != UNPRUNED)
     )
     budgets = sorted({point["budget"] for point in report["points"] if point["budget"] is not None}, reverse=True)
-    tall = 1.6 + 0.24 * max(4, len(names))
-    figure = plt.figure(figsize=(15, 2 * tall + 1.4), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    tall, wide = 1.4 + 0.2 * max(5, len(names)), 3.2 + 0.14 * len(names)
+    figure = plt.figure(figsize=(15, tall + wide), dpi=100, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[tall, wide])[:, 0]
     for axes, (figures, title, scale) in zip(top.subplots(1, len(_PANELS), sharey=True), _PANELS, strict=True):
         _dots(axes, report, names, budgets, figures, scale)
         axes.set_title(title, fontsize=9)
-    left, rows, columns, words = bottom.subplots(1, 4, width_ratios=[1.7, 0.8, 0.8, 1.3])
+    left, rows, columns, words = bottom.subplots(1, 4, width_ratios=[2.0, 0.7, 0.7, 1.4])
     middle = budgets[(len(budgets) - 1) // 2] if budgets else None
     at = f"at {budget_text(middle, report['meta'])}" if middle is not None else ""
     _matrix(left, report, names, middle)
     left.set_title(f"share of kept tokens in common, % {at}", fontsize=9)
-    for axes, part, title in ((rows, "rows", "rows, top to bottom"), (columns, "columns", "columns, left to right")):
+    for axes, part, title in ((rows, "rows", "rows, down"), (columns, "columns", "columns, right")):
         _bands(axes, report, names, middle, part)
-        axes.set_title(f"kept tokens over chance {at}:\n{title}", fontsize=9)
+        axes.set_title(f"kept over chance\n{at}: {title}", fontsize=9)
     _words(words, report)
     meta = report["meta"]
     figure.suptitle(
@@ -171,7 +171,15 @@ def _words(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_title("weight of the words over uniform", fontsize=9)
     axes.set_ylim(bottom=0)
     left = [f"uniform: {', '.join(flat)}"] * bool(flat) + [f"last token alone: {', '.join(single)}"] * bool(single)
-    axes.legend(fontsize=7, title="\n".join(left) or None, title_fontsize=6)
+    axes.legend(
+        fontsize=7,
+        title="\n".join(left) or None,
+        title_fontsize=6,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        frameon=False,
+    )
 
 
 def _or(value: float | None, other: float) -> float:
