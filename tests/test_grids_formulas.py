@@ -5,6 +5,7 @@ Crops here are squares of 3 x 3 patches; pictures are (height, width).
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 
 from lmms_textweighted import prune
 from lmms_textweighted.engine.plan import Plan, Stage
+from lmms_textweighted.engine.tower import FEATURES, TowerSeen
 from lmms_textweighted.methods import SCORERS
+from lmms_textweighted.methods.holov import HOLOV_PAPER
 from tests.conftest import PATCH, PINPOINTS, TILE, make_anyres_inputs
 from tests.method_oracles import ORACLES, Decision, View
 from tests.oracles import anyres_grid
@@ -155,3 +158,12 @@ def test_class_attention_chooses_in_unpadded_crops_as_a_loop_over_them_does(smal
         found = dict(zip(seen.candidates.tolist(), seen.scores.tolist(), strict=True))
         assert found == pytest.approx(scores, abs=1e-6)
         assert document.kept_tokens == len(kept)
+
+
+def test_the_papers_crops_of_holov_are_windows_of_one_view():
+    """Two views of 8 x 8 patches, ranked together: 16 windows of 2 x 2 in each, none of both."""
+    seen = TowerSeen({("class_rows", FEATURES): torch.zeros(2, 64)}, torch.arange(128), lambda vectors: vectors)
+    parts = HOLOV_PAPER.scorer._parts(torch.arange(128), SimpleNamespace(tower=seen))
+    assert [len(part) for part in parts] == [4] * 32
+    assert all(len({int(token) // 64 for token in part}) == 1 for part in parts)
+    assert parts[0].tolist() == [0, 1, 8, 9]

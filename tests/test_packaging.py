@@ -39,7 +39,8 @@ def running(python: str) -> dict[str, str]:
 def installed_requirements() -> list[str]:
     """What `pip install .[test,lint]` asks for."""
     project = SETTINGS["project"]
-    return [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    asked = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    return [line for line in asked if Requirement(line).name != project["name"]]  # an extra may name another one
 
 
 def all_requirements() -> list[str]:

@@ -32,7 +32,7 @@ from lmms_textweighted.engine.scoring import Choice, Leaving, Merged, given_towe
 from lmms_textweighted.errors import PlanError, unknown
 from lmms_textweighted.methods.fastervlm import ClassAttention
 from lmms_textweighted.methods.placed import BeforeTheModel
-from lmms_textweighted.methods.vscan import window_of
+from lmms_textweighted.methods.vscan import WINDOWS, window_of
 
 RUNS = 16
 ALPHA = 0.09
@@ -133,7 +133,8 @@ class QuotaOfRuns(ClassAttention):
         if self.parts == "runs":
             return index.split(run_sizes(len(index)))
         tower = given_tower(self, leaving)
-        window = window_of(tower.patch[index], math.isqrt(tower.patches))
+        view = tower.index[index] // tower.patches
+        window = view * WINDOWS**2 + window_of(tower.patch[index], math.isqrt(tower.patches))
         return [index[window == number] for number in window.unique()]
 
 
