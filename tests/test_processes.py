@@ -132,7 +132,8 @@ def test_a_sweep_over_two_nodes_writes_the_files_of_one_process(tmp_path):
     assert alone.wait(120) == [0], alone.output[-3000:]
     both = launch(tmp_path, *SWEEP, *options, "--output-dir", "two", nodes=2)
     assert both.wait(120) == [0, 0], both.output[-3000:]
-    assert results_in(tmp_path / "two") == [f"{START}.{ending}" for ending in ("answers.jsonl", "json", "png")]
+    endings = ("answers.jsonl", "json", "pictures.jsonl", "png", "views.jsonl")
+    assert results_in(tmp_path / "two") == [f"{START}.{ending}" for ending in endings]
     for name in os.listdir(tmp_path / "one"):
         # The command stands in the result, and names the folder.
         files = [(tmp_path / folder / name).read_bytes() for folder in ("one", "two")]
