@@ -159,13 +159,19 @@ def overlapping(figure):
         ("llava_next", ("pool",), ((400, 20), (20, 400)), "What?"),
         ("qwen3_vl", ("text_weighted",), ((2000, 40),), "a " * 100),
         ("internvl", ("random",), ((60, 60),) * 4, "x"),
+        # Two rows: the words stand beside the second one's pictures.
+        ("llava pad", ("text_weighted", "fastv", "random", "uniform_grid"), ((300, 200),), HOSTILE),
+        ("llava pad", ("text_weighted", "fastv", "random", "uniform_grid"), ((300, 200),), "a\n" * 40),
     ],
 )
 def test_no_text_is_cut_and_none_lies_on_another(seen, name, strategies, sizes, question):
     shown = seen(name, strategies, sizes, question)
     for strategy in shown.view.strategies:
         assert overlapping(shown.figure(strategy)) == ([], [])
-    assert overlapping(shown.overview()) == ([], [])
+    overview = shown.overview()
+    assert overlapping(overview) == ([], [])
+    boxes = [axes.get_position() for axes in overview.axes]
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 
 def test_a_line_is_never_wider_than_it_may_be():

@@ -36,7 +36,8 @@ CELL, ACROSS = 2.7, 4  # inches of a strategy's cell, and how many stand in a ro
 def draw_overview(view: DocumentView, images: Sequence[Images], *, dpi: int = 130) -> Figure:
     """A figure of all strategies of a document. images: for each of them, of the pictures as it had them.
 
-    Below stand the words as the first strategy that reads words weighs them.
+    Below stand the words as the first strategy that reads words weighs them; or beside the last row of pictures, where
+    that has room.
     """
     cells = [_cell(view, strategy, shown) for strategy, shown in zip(view.strategies, images, strict=True)]
     across = min(ACROSS, len(cells)) or 1
@@ -44,25 +45,29 @@ def draw_overview(view: DocumentView, images: Sequence[Images], *, dpi: int = 13
     bands = [cells[start : start + across] for start in range(0, len(cells), across)]
     guided = next((strategy for strategy in view.strategies if any(stage.weights for stage in strategy.stages)), None)
     stage = next((stage for stage in guided.stages if stage.weights), None) if guided else None
-    inside = width - 2 * MARGIN
+    beside = len(bands) > 1 and len(bands[-1]) <= across - 2
+    start = MARGIN + len(bands[-1]) * (CELL + GAP) if beside else MARGIN
+    inside = width - MARGIN - start
     words = words_of(view, stage, inside)
     head = wrapped(f"the words by their weight in {guided.label}" if guided else "the text", inside, SMALL)
-    height = 2 * MARGIN + sum(max(cell.height for cell in band) + GAP for band in bands)
-    height += len(head) * WORD_LINE + lines_of(words) * WORD_LINE
+    heights = [max(cell.height for cell in band) + GAP for band in bands]
+    text = (len(head) + lines_of(words)) * WORD_LINE
+    pictures = sum(heights[:-1]) + max(heights[-1], text) if beside else sum(heights) + text
+    height = 2 * MARGIN + pictures
 
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     page = Page(figure, width, height)
-    for band in bands:
+    for band, tall in zip(bands, heights, strict=True):
         top = page.top
         for place, cell in enumerate(band):
             page.top = top
             cell.draw(page, MARGIN + place * (CELL + GAP))
-        page.top = top + max(cell.height for cell in band) + GAP
-    page.text_lines(head, SMALL, WORD_LINE, color="#444444")
+        page.top = top if beside and band is bands[-1] else top + tall
+    page.text_lines(head, SMALL, WORD_LINE, left=start, color="#444444")
     if words:
         weights = stage.weights if stage else ()
-        axes = page.axes(MARGIN, inside, lines_of(words) * WORD_LINE)
+        axes = page.axes(start, inside, lines_of(words) * WORD_LINE)
         axes.set_axis_off()
         axes.set_xlim(0, inside)
         axes.set_ylim(lines_of(words) * WORD_LINE, 0)

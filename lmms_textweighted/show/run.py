@@ -172,7 +172,7 @@ def _write(shown: Shown, asking: Asking) -> None:
             f"output folder {str(asking.output)!r} cannot be written ({error.strerror or error}): name another"
         ) from error
     # Long names and answers go on in the next line; figures, and whether it is right, are never cut.
-    heads = ("image tokens", "equivalent", "FLOPs", "prefill")
+    heads = ("tokens", "equivalent", "FLOPs", "prefill")
     table = Table(
         Column("strategy", overflow="fold", min_width=12),
         Column("answer", overflow="fold", min_width=8),

@@ -1,0 +1,228 @@
+"""Methods at equal FLOPs: docs/comparison.md's tables and picture of several sweeps with `--budget flops_ratio`.
+
+`python -m benchmarks.matched SWEEP… --picture FILE` reads finished sweeps over the same questions and the same model,
+joins them, and prints a Markdown table for each place where tokens leave: before the language model, at layers of a
+method's own, after one chosen layer, and at both. Each point is tested against `random_pre`, a random choice before the
+language model, at the same budget (McNemar's exact test, Holm's correction over all points).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+
+from lmms_textweighted.compare.runs import read_json, read_lines
+from lmms_textweighted.errors import InputError
+from lmms_textweighted.experiment.names import OWN_LAYERS
+from lmms_textweighted.experiment.styles import styles
+from lmms_textweighted.methods import label_of
+from lmms_textweighted.statistics import holm, mcnemar_exact, mean_interval
+
+REFERENCE = "random_pre"
+LEVEL = 0.05
+# Where tokens leave, in the order of the tables, and the picture's panels.
+BEFORE = "Before the language model"
+OWN = "In the language model, at layers of the method's own"
+CHOSEN = "In the language model, after one layer"
+BOTH = "Before it and in it"
+PANELS = {
+    (BEFORE,): "before the language model",
+    (OWN, CHOSEN): "in it; the best of layers 0, 1, 2 at each budget",
+    (BOTH,): "both",
+}
+SIZE = (7.6, 5.2)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget. layer: None for layers of its own. place: one of those above. after: as the table says it."""
+
+    strategy: str
+    layer: int | None
+    budget: float
+    place: str
+    after: str
+    scores: tuple[float, ...]
+    kept: float
+    flops: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.scores))
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
+    """(meta, points) of a finished sweep with one seed."""
+    data = read_json(path)
+    if data["meta"].get("budget") != "flops_ratio":
+        raise InputError(f"sweep {str(path)!r} is at {data['meta'].get('budget')!r}: give those at 'flops_ratio'")
+    lines: dict[tuple[str, int | None, float], list[dict[str, Any]]] = {}
+    for line in read_lines(path.with_suffix(".answers.jsonl")):
+        lines.setdefault((line["strategy"], line["layer"], line["tokens"]), []).append(line)
+    points = []
+    for (strategy, layer, budget), own in lines.items():
+        if strategy == "none":
+            continue
+        own.sort(key=lambda line: line["document"])
+        block = data["strategies"][strategy]
+        block = block.get(OWN_LAYERS if layer is None else str(layer), block)
+        stages = block["plans"][block["tokens"].index(budget)]["stages"]
+        place, after = _place(strategy, layer, [stage["leave_after"] for stage in stages])
+        mean = {name: float(np.mean([line[name] for line in own])) for name in ("kept_tokens", "flops_ratio")}
+        scores = tuple(float(line["score"]) for line in own)
+        points.append(Point(strategy, layer, budget, place, after, scores, mean["kept_tokens"], mean["flops_ratio"]))
+    return data["meta"], points
+
+
+def _place(strategy: str, layer: int | None, leave_after: Sequence[int]) -> tuple[str, str]:
+    after = ", ".join("before 0" if one < 0 else str(one) for one in leave_after) or "the picture"
+    if "+" in strategy or (min(leave_after, default=0) < 0 <= max(leave_after, default=0)):
+        return BOTH, after
+    if min(leave_after, default=-1) < 0:
+        return BEFORE, after
+    return (OWN if layer is None else CHOSEN), after
+
+
+def join(paths: Sequence[Path]) -> list[Point]:
+    """The points of all sweeps; what several have is taken from the last. Raises InputError where they do not fit."""
+    found: dict[tuple[str, int | None, float], Point] = {}
+    first: dict[str, Any] | None = None
+    for path in paths:
+        meta, points = read(path)
+        first = first or meta
+        for name in ("documents_sha256", "weights", "dtype", "metric"):
+            if meta[name] != first[name]:
+                raise InputError(f"sweep {str(path)!r} has {name} {meta[name]!r}, and {str(paths[0])!r} {first[name]!r}")
+        found |= {(point.strategy, point.layer, point.budget): point for point in points}
+    return list(found.values())
+
+
+def marks(points: Sequence[Point]) -> dict[Point, str]:
+    """↑, ↓ or nothing: significantly above or below the reference at the same budget."""
+    reference = {point.budget: point for point in points if point.strategy == REFERENCE}
+    tested = [point for point in points if point.strategy != REFERENCE and point.budget in reference]
+    p_values = holm([mcnemar_exact(point.scores, reference[point.budget].scores) for point in tested])
+    return {
+        point: ("↑" if point.accuracy > reference[point.budget].accuracy else "↓") if p < LEVEL else ""
+        for point, p in zip(tested, p_values, strict=True)
+    }
+
+
+def tables(points: Sequence[Point]) -> Iterator[str]:
+    said = marks(points)
+    budgets = sorted({point.budget for point in points}, reverse=True)
+    for place in (BEFORE, OWN, CHOSEN, BOTH):
+        rows: dict[tuple[str, int | None], dict[float, Point]] = {}
+        for point in points:
+            if point.place == place:
+                rows.setdefault((point.strategy, point.layer), {})[point.budget] = point
+        shared = min(set.intersection(*map(set, rows.values())), default=None) if rows else None
+        order = sorted(rows, key=lambda row: (row[1] or 0, -rows[row][shared].accuracy if shared else 0, row[0]))
+        yield f"**{place}**\n"
+        yield "| method | after layer | " + " | ".join(f"{budget:.0%}" for budget in budgets) + " |"
+        yield "| --- | --- |" + " ---: |" * len(budgets)
+        for row in order:
+            own = rows[row]
+            cells = [_cell(own[b], said.get(own[b], "")) if b in own else "" for b in budgets]
+            yield f"| `{row[0]}` | {next(iter(own.values())).after} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def _cell(point: Point, mark: str) -> str:
+    return f"{100 * point.accuracy:.1f}{' ' * bool(mark)}{mark} ({point.kept:.0f})"
+
+
+def draw(points: Sequence[Point], title: str) -> Figure:
+    """A panel for each kind of place; in each one the reference and what is best elsewhere, in grey and in black."""
+    figure = Figure(figsize=(SIZE[0] * len(PANELS), SIZE[1]), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    look = styles(sorted({point.strategy for point in points}))
+    best = _best(points)
+    for axes, (places, name) in zip(panels, PANELS.items(), strict=True):
+        lines: dict[str, dict[float, Point]] = {}
+        for point in points:
+            if point.place in places or point.strategy == REFERENCE:
+                line = lines.setdefault(point.strategy, {})
+                if point.budget not in line or line[point.budget].accuracy < point.accuracy:
+                    line[point.budget] = point
+        axes.plot(*_xy(best), color="black", linewidth=5, alpha=0.12, label="best of all")
+        ends = []
+        for strategy, line in lines.items():
+            x, y = _xy(line.values())
+            color, marker = look[strategy]
+            plain = strategy == REFERENCE
+            style = {"color": "#777777", "linestyle": "--"} if plain else {"color": color, "marker": marker}
+            axes.plot(x, y, linewidth=1.2, markersize=5, **style)
+            ends.append((x[-1], y[-1], f"{label_of(strategy)}  {y[-1]:.0%}", style["color"]))
+        _name(axes, ends)
+        axes.set(title=name, xlabel="prefill FLOPs of the decoder against unpruned")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("accuracy")
+    panels[0].legend(loc="lower left", fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def _best(points: Sequence[Point]) -> list[Point]:
+    found: dict[float, Point] = {}
+    for point in points:
+        if point.budget not in found or found[point.budget].accuracy < point.accuracy:
+            found[point.budget] = point
+    return list(found.values())
+
+
+def _xy(points: Any) -> tuple[list[float], list[float]]:
+    ordered = sorted(points, key=lambda point: -point.budget)
+    return [point.budget for point in ordered], [point.accuracy for point in ordered]
+
+
+def _name(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Each line's name at the right, as near to its end as the others' names let it be."""
+    axes.set_xlim(0.63, -0.12)
+    low, high = 0.26, 1.02
+    axes.set_ylim(low, high)
+    ordered = sorted(ends, key=lambda end: -end[1])
+    gap = min(0.031, (high - low) / max(1, len(ordered)))
+    places = [min(high - 0.02, end[1]) for end in ordered]
+    for _ in range(200):  # neighbours that are too near push each other away
+        for upper, lower in pairwise(range(len(places))):
+            lacking = gap - (places[upper] - places[lower])
+            if lacking > 0:
+                places[upper] = min(high - 0.015, places[upper] + lacking / 2)
+                places[lower] = max(low + 0.015, places[lower] - lacking / 2)
+    for place, (x, y, text, color) in zip(places, ordered, strict=True):
+        axes.plot([x - 0.004, 0.115], [y, place], color=color, linewidth=0.5, alpha=0.6)
+        axes.text(0.11, place, text, color=color, fontsize=8.5, va="center")
+    axes.set_xticks([0.6, 0.45, 0.3, 0.2, 0.15])
+
+
+def main(
+    sweeps: Annotated[list[Path], typer.Argument(help="JSON files of sweeps at --budget flops_ratio.", exists=True)],
+    picture: Annotated[Path | None, typer.Option(help="Write a picture there.")] = None,
+) -> None:
+    """Join sweeps at equal FLOPs, test each point against a random choice before the model, print the tables."""
+    points = join(sweeps)
+    documents = len(points[0].scores)
+    console = Console(soft_wrap=True, highlight=False)
+    for line in tables(points):
+        console.print(line, markup=False)
+    widest = max(high - low for low, high in (mean_interval(point.scores) for point in points))
+    console.print(f"{documents} questions, {len(points)} points; 95 % intervals reach up to ±{50 * widest:.1f} points")
+    if picture is not None:
+        draw(points, f"accuracy at equal FLOPs, {documents} questions of the embedded set").savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    typer.run(main)
