@@ -102,7 +102,9 @@ def join(paths: Sequence[Path]) -> list[Point]:
         first = first or meta
         for name in ("documents_sha256", "weights", "dtype", "metric"):
             if meta[name] != first[name]:
-                raise InputError(f"sweep {str(path)!r} has {name} {meta[name]!r}, and {str(paths[0])!r} {first[name]!r}")
+                raise InputError(
+                    f"sweep {str(path)!r} has {name} {meta[name]!r}, and {str(paths[0])!r} {first[name]!r}"
+                )
         found |= {(point.strategy, point.layer, point.budget): point for point in points}
     return list(found.values())
 

@@ -347,7 +347,7 @@ def test_a_script_with_arguments_of_its_own_evaluates(tmp_path):
             "attn_implementation is 'flex_att",
             marks=pytest.mark.nightly,
         ),
-        (["--config", "runs.yaml"], "num_fewshot is 1"),
+        pytest.param(["--config", "runs.yaml"], "num_fewshot is 1", marks=pytest.mark.nightly),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -376,7 +376,7 @@ def test_sampling_acts_where_it_is_asked_for_in_full(tmp_path):
     assert len(run.samples("shapes_mcq")) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_a_home_folder_a_task_without_traces_runs_and_one_with_them_says_what_to_set(tmp_path):
     """As in a container under a bare user id."""
     no_home = "import pwd; pwd.getpwuid = lambda number: (_ for _ in ()).throw(KeyError(number))\n"

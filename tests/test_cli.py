@@ -19,6 +19,7 @@ from lmms_textweighted.experiment.files import whole_file
 from lmms_textweighted.experiment.ranges import parse_samples, parse_tokens
 from lmms_textweighted.paths import data_folder
 from tests.question_files import export_questions
+from tests.result_folders import write_run
 
 
 def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -102,15 +103,18 @@ def test_the_experiment_config_is_the_published_runs_settings():
     assert loaded["single_pred_prompt"] is True
 
 
-def test_help_needs_neither_torch_nor_lmms_eval():
+@pytest.mark.parametrize("arguments", [["--help"], ["config"], ["compare", "run"]], ids=" ".join)
+def test_what_runs_no_model_waits_for_neither_torch_nor_lmms_eval(tmp_path, arguments):
+    write_run(tmp_path / "run", {"gqa": [0.0, 1.0, 1.0]}, strategy="fastv")
     code = (
-        "import sys\nfrom lmms_textweighted.cli import main\nsys.argv = ['x', '--help']\n"
+        f"import sys\nfrom lmms_textweighted.cli import main\nsys.argv = ['x', *{arguments}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print('LOADED', [m for m in ('torch', 'lmms_eval', 'transformers', 'matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert "LOADED []" in done.stdout
-    assert "sweep" in done.stdout
+    assert {"--help": "sweep", "config": "experiment", "compare": "fastv"}[arguments[0]] in done.stdout
 
 
 def test_the_entry_point_module_does_not_import_torch():
@@ -429,7 +433,8 @@ def test_an_error_stands_on_a_line_of_its_own_behind_an_open_bar(tmp_path):
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_poor_terminal_costs_characters_and_no_result(tmp_path, encoding):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
     (tmp_path / "name.yaml").write_text("# Größe: ≤ 64\nnum-samples: 0\n", encoding="utf-8")

@@ -317,7 +317,7 @@ def test_a_plan_file_may_prune_a_smaller_picture(tiny, tmp_path):
         make_plan(str(file))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_through_lmms_eval_it_is_a_strategy_like_any_other(tmp_path):
     run = lmms_eval(
         tmp_path, "--model", "llava_textweighted", "--model_args", "pretrained=tiny,strategy=downsample,keep_tokens=70",

@@ -81,6 +81,7 @@ def test_cached_answers_keep_their_ranks_or_say_how_many_are_missing(tmp_path):
     assert "6 of 6 documents have no pruning trace" in third.output
 
 
+@pytest.mark.nightly
 def test_models_of_one_config_list_do_not_share_traces(tmp_path):
     """Ours, a model that is not ours, ours again with another budget: each scores with its own traces or none."""
     common = {
@@ -115,13 +116,15 @@ def test_models_of_one_config_list_do_not_share_traces(tmp_path):
     ("arguments", "words"),
     [
         (["--model_args", "pretrained=tiny,keep_tokens=577"], "keep_tokens is 577, but the image has 576 tokens"),
-        (
+        pytest.param(
             ["--model_args", "pretrained=tiny", "--output_path", "taken/out"],
             "output folder 'taken/out' cannot be written",
+            marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             ["--model_args", "pretrained=tiny,system_length=35"],
             "task shapes_mcq, document 0: system length is stated as 35",
+            marks=pytest.mark.nightly,
         ),
     ],
 )

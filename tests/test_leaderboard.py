@@ -621,7 +621,7 @@ def leaderboard(monkeypatch, *arguments: str) -> None:
     assert not ended.value.code
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_where_it_stopped_also_from_the_config_file(tmp_path, monkeypatch, capsys, offline):
     # One by one: of larger batches, up to four are answered before the first answer goes out.
     matrix = small(tmp_path, SMALL.replace("batch_size: 4", "batch_size: 1"))

@@ -234,7 +234,7 @@ def test_every_interface_answers_like_the_sweep(files):
     assert "digest" in chat.results["configs"]["mcq_local"]["process_docs"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_changed_picture_is_answered_anew(files):
     """A cached answer to another picture would be right by its key's text alone."""
     arguments = (*OURS, "--tasks", "mcq_local", "--use_cache", "cache")

@@ -160,8 +160,8 @@ MINE = OneStage("mine", "mine", "my own", SCORERS["WHICH"])
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param("plan.yaml", marks=pytest.mark.nightly), "my_method.py:MINE"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["plan.yaml", "my_method.py:MINE"])
 def test_lmms_evals_cache_answers_one_file_not_for_another_of_its_name(kind, tmp_path):
     """Through the real command: the same words, the same cache folder, another content of the file."""
     path = tmp_path / kind.partition(":")[0]

@@ -141,7 +141,7 @@ def test_a_sweep_over_two_nodes_writes_the_files_of_one_process(tmp_path):
     assert both.output.count("accuracy of the pruned model") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_loses_a_process_leaves_nothing_that_looks_whole(tmp_path):
     out = tmp_path / "out"
     part = out / f"{START}.answers.jsonl.rank1of2.part"
@@ -154,7 +154,7 @@ def test_a_sweep_that_loses_a_process_leaves_nothing_that_looks_whole(tmp_path):
     assert all(name.endswith(".part") for name in results_in(out))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_whose_processes_do_not_know_of_each_other_ends_with_one_line_each(tmp_path):
     started = launch(tmp_path, *SWEEP, processes=2, environment={"ACCELERATE_USE_CPU": "false"})
     assert started.wait(60) == [1]

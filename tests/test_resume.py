@@ -252,7 +252,7 @@ def test_a_sweep_whose_disk_is_full_ends_with_one_line_and_goes_on_later(tmp_pat
     assert contents(tmp_path / "out") == whole[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_journal_of_other_options_is_refused_by_the_command(tmp_path, whole):
     run(tmp_path, *sweep(), at=8)
     refused = run(tmp_path, *sweep(5))
@@ -290,7 +290,7 @@ def answered_lines(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("*.part")) if folder.is_dir() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_go_on_where_one_was_killed(tmp_path, whole):
     killed = run(tmp_path, *sweep(), at=9)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

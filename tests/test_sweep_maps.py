@@ -22,7 +22,8 @@ from lmms_textweighted import cli
 from lmms_textweighted.compare.folders import read_runs
 from lmms_textweighted.compare.naming import name_runs
 from lmms_textweighted.compare.records import leave_after
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import InputError, PlanError
 from lmms_textweighted.experiment import tables
 from lmms_textweighted.experiment.alone import answer_alone

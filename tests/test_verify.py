@@ -92,7 +92,7 @@ def test_a_share_is_drawn_by_its_seed_and_is_one_at_least():
         draw([], 0.05, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_over_a_question_file_holds_where_the_file_is_said(tmp_path):
     export_questions(tmp_path, 2)
     source = ["--question-file", "questions.json", "--image-folder", "images"]

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more", "template"),
     [
-        ("qwen2_5_vl", ",max_pixels=250880", None),
+        pytest.param("qwen2_5_vl", ",max_pixels=250880", None, marks=pytest.mark.nightly),
         ("qwen3_vl", ",text_scope=question", "You are a helpful assistant."),
-        ("internvl", ",max_patches=4", None),
+        pytest.param("internvl", ",max_patches=4", None, marks=pytest.mark.nightly),
     ],
 )
 def test_the_second_name_runs_a_stock_task_from_any_folder(kind, more, template, tmp_path):

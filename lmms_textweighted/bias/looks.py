@@ -16,7 +16,8 @@ import torch
 from lmms_textweighted.bias.places import Places, places_of
 from lmms_textweighted.engine.entrance import can_enter, enter
 from lmms_textweighted.engine.fanout import Prefix, can_share
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import Rows, Scorer
 from lmms_textweighted.engine.trace import StageTrace
 from lmms_textweighted.errors import InputError

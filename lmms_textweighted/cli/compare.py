@@ -35,10 +35,12 @@ def compare(
     """One table of finished runs: methods at budgets, tasks, 95 % intervals, and paired tests against a reference."""
     from lmms_textweighted.compare import compare_runs
     from lmms_textweighted.compare.formats import choose_format, render, show
-    from lmms_textweighted.page import check_page, write_page
 
     chosen = choose_format(format, output)
-    check_page(html)
+    if html is not None:
+        from lmms_textweighted.page import check_page, write_page  # a table alone waits for no torch
+
+        check_page(html)
     pairs = [pair.partition("=") for pair in metric or []]
     for name, equals, value in pairs:
         if not (name and equals and value):

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lmms_textweighted.engine.plan import EMBEDDINGS
+from lmms_textweighted.engine.layers import EMBEDDINGS
 from lmms_textweighted.paths import EMBEDDED
 
 # Settings that must be equal for two runs to be compared.

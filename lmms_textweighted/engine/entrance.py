@@ -23,10 +23,11 @@ from lmms_textweighted.engine.deepstack import Deepstack
 from lmms_textweighted.engine.fanout import Continuation, decode_rows, following_position, run_layers, stopping_before
 from lmms_textweighted.engine.finite import check_finite
 from lmms_textweighted.engine.grids import Grid
+from lmms_textweighted.engine.layers import EMBEDDINGS
 from lmms_textweighted.engine.layout import Prompts, find_layout, unknown_text
 from lmms_textweighted.engine.masks import prefill_mask
 from lmms_textweighted.engine.observe import observing
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
+from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.prefill import Prefill, image_ranks
 from lmms_textweighted.engine.rank import Ranks
 from lmms_textweighted.engine.scoring import prompt_key

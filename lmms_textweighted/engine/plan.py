@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from lmms_textweighted.engine.layers import EMBEDDINGS
 from lmms_textweighted.engine.scoring import Rows, Scorer
 from lmms_textweighted.errors import PlanError, unknown
 
@@ -28,7 +29,6 @@ KEEP_OF = ("current", "original")
 GRIDS = ("per_crop", "over_all")
 # Newline tokens: chosen like the others, all kept beside the budget, or none.
 NEWLINES = ("eligible", "keep", "drop")
-EMBEDDINGS = -1  # the "layer" after which tokens leave before layer 0
 
 
 @dataclass(frozen=True)

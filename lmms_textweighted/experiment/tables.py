@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmms_textweighted.engine.plan import EMBEDDINGS
+from lmms_textweighted.engine.layers import EMBEDDINGS
 from lmms_textweighted.experiment.files import blocks_of
 from lmms_textweighted.experiment.names import AXES, axis, budget_text
 from lmms_textweighted.experiment.pairs import ALPHA

@@ -16,7 +16,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import Budget, Geometry

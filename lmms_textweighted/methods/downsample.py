@@ -18,7 +18,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lmms_textweighted.engine.plan import EMBEDDINGS, Picture, Plan, Stage
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Picture, Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Budget, Geometry, closest

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Plan
 from lmms_textweighted.engine.scoring import RowWeighting
 from lmms_textweighted.methods.base import Method
 from lmms_textweighted.methods.budget import LLAVA_15_7B, Cost, Geometry, cost_of

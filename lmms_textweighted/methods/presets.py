@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lmms_textweighted.engine.plan import EMBEDDINGS, Plan, Stage
+from lmms_textweighted.engine.layers import EMBEDDINGS
+from lmms_textweighted.engine.plan import Plan, Stage
 from lmms_textweighted.errors import PlanError
 from lmms_textweighted.methods.adaptinfer import ADAPTINFER
 from lmms_textweighted.methods.base import Method
