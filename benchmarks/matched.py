@@ -45,7 +45,7 @@ SIZE = (7.6, 5.2)
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a budget. layer: None for layers of its own. place: one of those above. after: as the table says it."""
+    """At a budget. layer: None for layers of its own. place: one of those above. after: as the table has it."""
 
     strategy: str
     layer: int | None
