@@ -16,22 +16,24 @@ from tests.oracles import float64_copy
 
 @dataclass
 class Removal:
-    """What stays of the prompt after `layer`, as original positions in their new order; merged: position -> sources."""
+    """What stays of the prompt after `layer`, as original positions in their new order; merged: position -> sources.
+
+    renumber: whether rotary positions are counted anew here; otherwise what stays keeps those that it had.
+    """
 
     layer: int
     stays: list[int]
     merged: dict[int, list[int]] = field(default_factory=dict)
+    renumber: bool = False
 
 
-def naive_logits(
-    model: Any, inputs: Any, removals: Sequence[Removal], *, renumber: bool = False, ids: Sequence[int] = ()
-) -> torch.Tensor:
+def naive_logits(model: Any, inputs: Any, removals: Sequence[Removal], *, ids: Sequence[int] = ()) -> torch.Tensor:
     """Logits of the last token of one prompt followed by `ids`."""
-    return naive_run(model, inputs, removals, renumber=renumber, ids=ids)[0]
+    return naive_run(model, inputs, removals, ids=ids)[0]
 
 
 def naive_run(
-    model: Any, inputs: Any, removals: Sequence[Removal], *, renumber: bool = False, ids: Sequence[int] = ()
+    model: Any, inputs: Any, removals: Sequence[Removal], *, ids: Sequence[int] = ()
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """(last logits [V], what every decoder layer was given [S, W])."""
     twin = float64_copy(model)
@@ -55,7 +57,8 @@ def naive_run(
                     for place, sources in removal.merged.items():
                         vectors[place] = torch.stack([vectors[p] for p in sources]).mean(dim=0)
                     hidden = torch.stack([vectors[p] for p in stays])[None]
-                    positions = torch.arange(len(stays))[None] if renumber else torch.tensor([stays])
+                    had = [positions[0, places.index(p)].item() for p in stays]
+                    positions = torch.tensor([list(range(len(stays))) if removal.renumber else had])
                     places = stays
             entered.append(hidden[0])
             length = len(places)
@@ -70,11 +73,9 @@ def naive_run(
         return twin.get_output_embeddings()(decoder.norm(hidden[:, -1:]))[0, -1], entered
 
 
-def naive_generate(
-    model: Any, inputs: Any, removals: Sequence[Removal], count: int, *, renumber: bool = False
-) -> list[int]:
+def naive_generate(model: Any, inputs: Any, removals: Sequence[Removal], count: int) -> list[int]:
     """Greedy tokens."""
     ids: list[int] = []
     for _ in range(count):
-        ids.append(int(naive_logits(model, inputs, removals, renumber=renumber, ids=ids).argmax()))
+        ids.append(int(naive_logits(model, inputs, removals, ids=ids).argmax()))
     return ids

@@ -20,12 +20,14 @@ from tests.text_towers import ClipView, text_tower_of, texts_of
 
 @dataclass(frozen=True)
 class ReplayStage:
-    """keep: (tokens an image has, tokens it had at first) -> how many stay. scored_at: the layer that is looked at."""
+    """keep: (tokens an image has, tokens it had at first) -> how many stay. scored_at: the layer that is looked at.
+    renumber: whether rotary positions are counted anew behind it; otherwise what stays keeps those that it had."""
 
     oracle: Oracle
     layer: int
     scored_at: int
     keep: Callable[[int, int], int]
+    renumber: bool = False
 
 
 @dataclass
@@ -122,9 +124,7 @@ def layer_output(layer: Any, hidden: torch.Tensor, probabilities: torch.Tensor, 
     return hidden + mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(given)) * mlp.up_proj(given))
 
 
-def replay(
-    model: Any, inputs: Any, stages: Sequence[ReplayStage], *, renumber: bool = False, ids: Sequence[int] = ()
-) -> Replayed:
+def replay(model: Any, inputs: Any, stages: Sequence[ReplayStage], *, ids: Sequence[int] = ()) -> Replayed:
     """One prompt, followed by `ids`, through the stages. What leaves is decided by the prompt alone."""
     twin = float64_copy(model)
     decoder, config = twin.model.language_model, twin.config.text_config
@@ -181,16 +181,16 @@ def replay(
                 vectors |= {n: torch.tensor(vector) for n, vector in decision.vectors.items()}
                 hidden = torch.stack([vectors.get(n, hidden[n]) for n in order])
                 places = [places[n] for n in order]
-                positions = list(range(len(order))) if renumber else places
+                positions = list(range(len(order))) if stage.renumber else [positions[n] for n in order]
         out.logits = twin.get_output_embeddings()(normed(decoder.norm, hidden[-1]))
     return out
 
 
-def replay_generate(model: Any, inputs: Any, stages: Sequence[ReplayStage], count: int, **options: Any) -> list[int]:
+def replay_generate(model: Any, inputs: Any, stages: Sequence[ReplayStage], count: int) -> list[int]:
     """Greedy tokens."""
     ids: list[int] = []
     for _ in range(count):
-        ids.append(int(replay(model, inputs, stages, ids=ids, **options).logits.argmax()))
+        ids.append(int(replay(model, inputs, stages, ids=ids).logits.argmax()))
     return ids
 
 

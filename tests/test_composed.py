@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from lmms_eval.utils import simple_parse_args_string
 
 from lmms_textweighted import prune
@@ -19,6 +20,9 @@ from lmms_textweighted.methods import SCORERS, find_method, label_of, make_plan,
 from lmms_textweighted.methods.budget import LLAVA_15_7B, cost_of
 from lmms_textweighted.methods.files import plan_text
 from tests.conftest import IMAGE, make_inputs
+from tests.replay import replay, replay_generate
+from tests.test_method_properties import LAYERS, ONE, SIDE, TWO, assert_decisions, plan_of, replay_stages
+from tests.test_pruner import answers
 
 FIRST = "name: mine\nstages: [{scorer: divprune, layer: -1, keep_tokens: 96}]\n"
 OWN = """
@@ -56,20 +60,64 @@ def test_a_mean_and_a_share_of_the_flops_are_solved_for_both(name, budget):
     assert cost_of(plan, LLAVA_15_7B).get(kind) == pytest.approx(value, rel=0.01)
 
 
-def test_positions_are_one_setting_of_the_whole_plan(tmp_path):
-    """The first method's; what a first plan states is not overruled by halves."""
-    assert make_plan("divprune+fastv", keep_tokens=8).positions == "renumber"
-    assert make_plan("divprune+pyramiddrop", keep_tokens=8, positions="keep").positions == "keep"
-    assert make_plan("divprune_192+fastv", keep_tokens=8).positions == "renumber"
+def positions(name: str, **asked: str) -> list[str]:
+    plan = make_plan(name, keep_tokens=8, **asked)
+    return [plan.positions_of(stage) for stage in plan.stages]
+
+
+def test_each_half_does_with_positions_what_it_does_alone(tmp_path):
+    """What is asked for holds for both; what a first plan states is not overruled by halves."""
+    assert positions("divprune+fastv") == ["renumber", "keep"]
+    assert positions("divprune+pyramiddrop") == ["renumber"] * 4
+    for asked in ("keep", "renumber"):
+        assert positions("divprune+fastv", positions=asked) == [asked, asked]
+        assert positions("divprune+pyramiddrop", positions=asked) == [asked] * 4
+    assert positions("divprune_192+fastv") == ["renumber", "keep"]
     with pytest.raises(PlanError, match="positions is 'keep', but divprune_192 states 'renumber': leave it out"):
         make_plan("divprune_192+fastv", keep_tokens=8, positions="keep")
     file = tmp_path / "first.yaml"
     file.write_text(FIRST + "positions: keep\nkeep_scope: prompt\n")
     plan = make_plan(f"{file}+pyramiddrop", keep_ratio=0.1, text_scope="question")
-    assert (plan.positions, plan.keep_scope, plan.text_scope) == ("keep", "prompt", "question")
+    assert [plan.positions_of(stage) for stage in plan.stages] == ["keep", *["renumber"] * 3]
+    assert (plan.keep_scope, plan.text_scope) == ("prompt", "question")
     file.write_text(FIRST + "text_scope: all\n")
     with pytest.raises(PlanError, match="text_scope is 'question', but mine states 'all': leave it out"):
         make_plan(f"{file}+pyramiddrop", keep_tokens=8, text_scope="question")
+
+
+MIXED = ("divprune+text_weighted", "visionzip+fastv", "divprune+pyramiddrop")
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("prompt", [ONE, TWO], ids=["one image", "two images"])
+def test_both_halves_and_the_answer_are_those_of_float64_formulas(small_llava, name, prompt):
+    model = small_llava(layers=LAYERS, image_size=14 * SIDE, tower_layers=4)
+    plan = plan_of(find_method(name), 6)
+    inputs = make_inputs(model, [prompt], seed=7)
+    with prune(model, plan) as trace:
+        logits = model(**inputs).logits[0, -1]
+        found = answers(model, inputs, 5)
+    stages = replay_stages(plan, trace.documents[0])
+    expected = replay(model, inputs, stages)
+    assert_decisions(trace.documents[0], expected.decisions)
+    torch.testing.assert_close(logits.double(), expected.logits, atol=1e-4, rtol=0)
+    assert found == [replay_generate(model, inputs, stages, 5)]
+
+
+@pytest.mark.parametrize("second", ["text_weighted", "fastv", "pyramiddrop"])
+def test_behind_a_first_that_leaves_all_a_second_is_what_it_is_alone(small_llava, second):
+    """Bit for bit, also while decoding: `divprune+fastv` at 300 of 576 tokens is `fastv`."""
+    model = small_llava(layers=LAYERS, image_size=14 * SIDE, tower_layers=4)
+    inputs = make_inputs(model, [TWO, ONE], seed=9)
+    seen = []
+    for name in (f"divprune+{second}", second):
+        with prune(model, plan_of(find_method(name), 20)) as trace:
+            seen.append(
+                (model(**inputs).logits, answers(model, inputs, 5), trace.documents[0].stages[-1].kept.tolist())
+            )
+    (logits, told, kept), (alone, told_alone, kept_alone) = seen
+    assert torch.equal(logits, alone)
+    assert (told, kept) == (told_alone, kept_alone)
 
 
 def test_a_file_may_be_either_method_and_its_path_may_have_the_sign(tmp_path):

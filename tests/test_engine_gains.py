@@ -62,14 +62,14 @@ class LongestKeys(Scorer):
         return norms[seen.image], norms[seen.rows]
 
 
-def removals(trace, inputs) -> list[Removal]:
+def removals(trace, inputs, plan) -> list[Removal]:
     """What a trace says left, for the naive model: text stays in its place, image tokens in the order of the trace."""
     found, before = [], list(range(inputs["input_ids"].shape[1]))
-    for stage in trace.documents[0].stages:
+    for stage, planned in zip(trace.documents[0].stages, plan.stages, strict=True):
         gone = set(stage.candidates.tolist()) - set(stage.kept.tolist())
         queue = iter(stage.kept.tolist())
         stays = [next(queue) if p in set(stage.kept.tolist()) else p for p in before if p not in gone]
-        found.append(Removal(stage.layer, stays, stage.sources))
+        found.append(Removal(stage.layer, stays, stage.sources, plan.positions_of(planned) == "renumber"))
         before = stays
     return found
 
@@ -100,6 +100,22 @@ PLANS = {
         (Stage(SCORERS["random"], -1, keep_tokens=8), Stage(SCORERS["text_weighted"], 2, keep_tokens=3)),
         positions="renumber",
     ),
+    "at the embeddings, renumbered, then inside, kept": lambda: Plan(
+        "l",
+        (
+            Stage(SCORERS["random"], -1, keep_tokens=8, positions="renumber"),
+            Stage(SCORERS["text_weighted"], 2, keep_tokens=3),
+        ),
+    ),
+    "kept, renumbered, kept": lambda: Plan(
+        "m",
+        (
+            Stage(SCORERS["last_row"], 0, keep_tokens=7, positions="keep"),
+            Stage(SCORERS["uniform"], 1, keep_tokens=5),
+            Stage(SCORERS["last_row"], 3, keep_tokens=3, positions="keep"),
+        ),
+        positions="renumber",
+    ),
     "image rows": lambda: Plan(
         "i", (Stage(RowWeighting("image_rows", uniform_weights, Rows.IMAGE), 1, keep_tokens=4),)
     ),
@@ -117,7 +133,7 @@ def test_the_prefill_equals_layers_called_one_by_one(small_llava, attn, name, pr
     inputs = make_inputs(model, [prompt], seed=3)
     with prune(model, plan) as trace:
         logits = model(**inputs).logits[0, -1]
-    expected = naive_logits(model, inputs, removals(trace, inputs), renumber=plan.positions == "renumber")
+    expected = naive_logits(model, inputs, removals(trace, inputs, plan))
     torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=0)
     whole = naive_logits(model, inputs, [])
     assert (expected - whole).abs().max() > 1e-3
@@ -131,7 +147,7 @@ def test_generation_equals_the_naive_decoder_token_for_token(small_llava, attn, 
     inputs = make_inputs(model, [(3, IMAGE, 6)], seed=4)
     with prune(model, plan) as trace:
         found = answers(model, inputs, 6)
-    assert found == [naive_generate(model, inputs, removals(trace, inputs), 6, renumber=plan.positions == "renumber")]
+    assert found == [naive_generate(model, inputs, removals(trace, inputs, plan), 6)]
 
 
 @KERNELS
@@ -192,7 +208,7 @@ def test_a_renumbered_prompt_pruned_at_the_embeddings_is_a_shorter_prompt(small_
     (document,) = trace.documents
     assert document.lengths == [14] * 6
     assert document.equivalent_tokens == 5
-    _, entered = naive_run(model, inputs, removals(trace, inputs), renumber=True)
+    _, entered = naive_run(model, inputs, removals(trace, inputs, plan))
     assert [len(hidden) for hidden in entered] == [14] * 6
     assert cache.logits.shape[1] == 14
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def replay_stages(plan: Plan, document: Any) -> list[ReplayStage]:
             stage.layer,
             stage.scored_at,
             stage.keep,
+            plan.positions_of(stage) == "renumber",
         )
         for stage, trace in zip(plan.stages, document.stages, strict=True)
     ]
@@ -85,7 +87,7 @@ def test_a_pruned_prefill_is_that_of_float64_formulas(model, method, positions, 
     with prune_asked(model, plan, inputs) as trace:
         logits = model(**inputs).logits[0, -1]
     document = trace.documents[0]
-    expected = replay(model, inputs, replay_stages(plan, document), renumber=positions == "renumber")
+    expected = replay(model, inputs, replay_stages(plan, document))
     assert_decisions(document, expected.decisions)
     assert document.lengths == expected.lengths
     assert document.kept_tokens == keep * prompt.count(IMAGE)
@@ -167,7 +169,7 @@ def test_decoding_is_that_of_float64_formulas_token_by_token(model, method, posi
     with prune_asked(model, plan, inputs) as trace:
         found = answers(model, inputs, 5)
     stages = replay_stages(plan, trace.documents[0])
-    assert found == [replay_generate(model, inputs, stages, 5, renumber=positions == "renumber")]
+    assert found == [replay_generate(model, inputs, stages, 5)]
 
 
 @every_method
@@ -186,10 +188,10 @@ def test_pyramiddrop_chooses_by_the_next_layers_attention(model):
     with prune_asked(model, plan, inputs) as trace:
         model(**inputs)
     stages = replay_stages(plan, trace.documents[0])
-    ahead = replay(model, inputs, stages, renumber=True).decisions[0].kept
-    behind = [ReplayStage(stage.oracle, stage.layer, stage.layer, stage.keep) for stage in stages]
+    ahead = replay(model, inputs, stages).decisions[0].kept
+    behind = [replace(stage, scored_at=stage.layer) for stage in stages]
     assert trace.documents[0].stages[0].kept.tolist() == ahead[0]
-    assert ahead != replay(model, inputs, behind, renumber=True).decisions[0].kept
+    assert ahead != replay(model, inputs, behind).decisions[0].kept
 
 
 @every_method
@@ -211,7 +213,7 @@ def test_a_papers_setting_at_its_own_size_is_that_of_float64_formulas(small_llav
     with prune_asked(model, plan, inputs) as trace:
         logits = model(**inputs).logits[0, -1]
     document = trace.documents[0]
-    expected = replay(model, inputs, replay_stages(plan, document), renumber=plan.positions == "renumber")
+    expected = replay(model, inputs, replay_stages(plan, document))
     assert_decisions(document, expected.decisions)
     assert [len(stage.kept) for stage in document.stages] == [stage.keep_tokens for stage in plan.stages]
     torch.testing.assert_close(logits.double(), expected.logits, atol=1e-3, rtol=0)

@@ -42,9 +42,9 @@ def can_share(plan: Plan) -> bool:
         return False
     return not plan.stages or (
         len(plan.stages) == 1
-        and plan.positions == "keep"
         and all(
             stage.layer >= 0
+            and plan.positions_of(stage) == "keep"
             and stage.scored_at == stage.layer
             and stage.keep_tokens is not None
             and stage.scorer.keeps_the_best

@@ -20,7 +20,7 @@ DEFAULT_LAYER = 2
 TEXT_SCOPES = ("after", "all", "question")
 # What a budget counts: the tokens of each image, or of all images of a prompt together.
 KEEP_SCOPES = ("image", "prompt")
-# The rotary positions of what stays: those it had, or 0, 1, … as in a prompt that never had more.
+# The rotary positions of what stays: those it had in front of the stage, or 0, 1, … as in a prompt that never had more.
 POSITIONS = ("keep", "renumber")
 # What a share is of: the image tokens before the stage, or those before anything left.
 KEEP_OF = ("current", "original")
@@ -45,6 +45,7 @@ class Stage:
     grid, newlines: see GRIDS and NEWLINES; None is the scorer's own. Newlines that are kept or dropped count in no
     budget. A newline is of no crop and has no patch: with per_crop, and for a scorer that looks at the vision tower,
     it cannot be eligible.
+    positions: see POSITIONS; None is the plan's.
 
     Raises PlanError when the values make no stage.
     """
@@ -57,6 +58,7 @@ class Stage:
     keep_of: str = "current"
     grid: str | None = None
     newlines: str | None = None
+    positions: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorer, Scorer):
@@ -81,7 +83,8 @@ class Stage:
             raise PlanError(f"keep_tokens is {self.keep_tokens!r}: give a whole number of at least 0")
         if self.keep_ratio is not None and not (_is_number(self.keep_ratio) and 0 < self.keep_ratio <= 1):
             raise PlanError(f"keep_ratio is {self.keep_ratio!r}: give a number above 0 and at most 1")
-        for name, value, known in (("grid", self.grid, GRIDS), ("newlines", self.newlines, NEWLINES)):
+        rules = (("grid", self.grid, GRIDS), ("newlines", self.newlines, NEWLINES))
+        for name, value, known in (*rules, ("positions", self.positions, POSITIONS)):
             if value is not None and value not in known:
                 raise PlanError(unknown(name, value, known))
         tower = self.scorer.tower_reads is not None
@@ -153,9 +156,9 @@ class Plan:
     """A named list of stages, in the order in which the layers run. No stages: nothing is removed.
 
     text_scope: which text tokens vote (TEXT_SCOPES). A scorer of the last row alone (FastV) always reads the prompt's
-    last token. keep_scope: what the stages' budgets count (KEEP_SCOPES). positions: those of what stays (POSITIONS);
-    renumbered, every layer counts on from its own length while decoding. picture: the size that pictures have; None is
-    the model's own. What a smaller one never had counts as removed in all figures.
+    last token. keep_scope: what the stages' budgets count (KEEP_SCOPES). positions: those of what stays (POSITIONS),
+    behind stages that state none; renumbered, a layer counts on from its own length while decoding. picture: the size
+    that pictures have; None is the model's own. What a smaller one never had counts as removed in all figures.
 
     Raises PlanError for an unknown scope, and when a stage would be scored before the stage in front of it has taken
     effect.
@@ -181,6 +184,10 @@ class Plan:
                     f"plan {self.name!r}: a stage is scored on layer {after.scored_at}, not above layer "
                     f"{before.layer} of the stage in front of it: order the stages by layer"
                 )
+
+    def positions_of(self, stage: Stage) -> str:
+        """The one of POSITIONS that holds behind a stage of this plan."""
+        return self.positions if stage.positions is None else stage.positions
 
     @property
     def reads_text(self) -> bool:
@@ -241,6 +248,7 @@ class Plan:
                     "keep_tokens": stage.keep_tokens,
                     "keep_ratio": stage.keep_ratio,
                     **({} if stage.keep_of == "current" else {"keep_of": stage.keep_of}),
+                    **({} if stage.positions is None else {"positions": stage.positions}),
                     **({"grid": stage.grid_rule, "newlines": stage.newlines_rule} if stage.divides else {}),
                 }
                 for stage in self.stages

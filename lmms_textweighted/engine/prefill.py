@@ -203,7 +203,7 @@ class Prefill:
             document.stages[-1].seconds = seconds
         if tuple(sizes) == layout.image_sizes and not merged and not reordered:
             return previous, hidden
-        renumber = self.decoder.rotary_emb if self.plan.positions == "renumber" else None
+        renumber = self.decoder.rotary_emb if self.plan.positions_of(stage) == "renumber" else None
         new_order = order if reordered else None
         current = shorten(layout, stays, tuple(sizes), previous, order=new_order, renumber=renumber)
         hidden = take(hidden, current.inner)
@@ -303,7 +303,7 @@ class Prefill:
         device = image.device
         if current is None:
             positions = torch.arange(self.full_length, device=device) - self.layout.starts[row]
-        elif current.renumber is not None:
+        elif current.positions is not None:
             positions = current.positions[row].to(device)
         else:
             positions = current.index[row].to(device) - self.layout.starts[row]

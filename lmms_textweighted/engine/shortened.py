@@ -28,20 +28,17 @@ class Shortened:
     layout: Layout
     even: bool  # every row is present throughout
     position_ids: torch.Tensor
-    # For renumbered positions: (hidden states, positions) -> rotary phases, the decoder's own.
     removed: torch.Tensor  # [B], how many tokens each row has lost
+    # Where this stage or one in front of it renumbers. positions: the rotary ones, [B, L]. shift: [B], how many tokens
+    # a row had lost when it was last renumbered. renumber: (hidden states, positions) -> phases, the decoder's own.
+    positions: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
     renumber: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None
     # (what a layer was given for the whole sequence, what was made of it): kinds of layers may have different phases.
     rotary: list[tuple[Any, tuple[torch.Tensor, ...]]] = field(default_factory=list)
     mask: torch.Tensor | None = None
     mask_made: bool = False
     _step: tuple[Any, tuple[torch.Tensor, ...]] | None = None
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """Rotary positions [B, L] where they are renumbered: 0 at a row's first token."""
-        starts = torch.tensor(self.layout.starts, device=self.index.device)
-        return (torch.arange(self.index.shape[1], device=self.index.device) - starts[:, None]).clamp(min=0)
 
     def phases(self, hidden: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, ...]:
         """The rotary phases of this sequence, made once for all layers that are given the same ones.
@@ -53,7 +50,7 @@ class Shortened:
         for known, made in self.rotary:
             if known is given:
                 return made
-        if self.renumber is None:
+        if self.renumber is None or self.positions is None:
             rows = self.index.shape[0]
             made = tuple(take(part.expand(rows, -1, -1), self.index) for part in given)
         elif not self.rotary:
@@ -82,18 +79,18 @@ class Shortened:
             kwargs["position_ids"] = self.position_ids
 
     def step_phases(self, hidden: torch.Tensor, kwargs: dict) -> None:
-        """Replace a decoding step's rotary phases where positions are renumbered: the layer counts on from its length.
+        """Replace a decoding step's rotary phases where positions are renumbered: the layer counts on from its own.
 
         Raises PlanError where the model does not tell its layers the step's position.
         """
-        if self.renumber is None:
+        if self.renumber is None or self.shift is None:
             return
         given = kwargs["position_embeddings"]
         if self._step is None or self._step[0] is not given:
             positions = kwargs.get("position_ids")
             if positions is None:
                 raise PlanError("positions=renumber: this decoder does not tell its layers a step's position")
-            self._step = (given, tuple(self.renumber(hidden, positions - self.removed[:, None])))
+            self._step = (given, tuple(self.renumber(hidden, positions - self.shift[:, None])))
         kwargs["position_embeddings"] = self._step[1]
 
     def own_decoding_mask(self, cached: int, new: int, implementation: str, dtype: torch.dtype) -> torch.Tensor | None:
@@ -144,7 +141,8 @@ def shorten(
     """The tokens `stays` (bool [B, S]) of the sequence `layout`, in order. sizes: what is left of each row's images.
 
     previous: the shortened sequence that `layout` is of; None for the original one. order: int [B, S], for each token
-    that stays the place whose turn it takes; by default its own. renumber: see `Shortened`.
+    that stays the place whose turn it takes; by default its own. renumber: see `Shortened`; given where this stage
+    renumbers: without it what stays has the positions that it had in `previous`.
     """
     counts = [
         length - sum(old) + sum(new) for length, old, new in zip(layout.lengths, layout.image_sizes, sizes, strict=True)
@@ -155,15 +153,26 @@ def shorten(
     inner = places.argsort(dim=1, stable=True)[:, -longest:]
     index = inner if previous is None else previous.index.gather(1, inner)
     present = stays.gather(1, inner)
+    short = layout.select(inner, present, sizes)
+    removed = layout.image.new_tensor([old - new for old, new in zip(layout.lengths, counts, strict=True)])
+    removed = removed if previous is None else removed + previous.removed
+    positions, shift = None, None
+    if renumber is not None:
+        starts = torch.tensor(short.starts, device=inner.device)
+        positions = (torch.arange(longest, device=inner.device) - starts[:, None]).clamp(min=0)
+        shift = removed
+    elif previous is not None and previous.positions is not None:
+        positions, shift, renumber = previous.positions.gather(1, inner), previous.shift, previous.renumber
     return Shortened(
         inner=inner,
         index=index,
         present=present,
-        layout=layout.select(inner, present, sizes),
+        layout=short,
         even=min(counts) == longest,
         position_ids=torch.arange(longest, device=inner.device).expand(len(counts), -1),
-        removed=layout.image.new_tensor([old - new for old, new in zip(layout.lengths, counts, strict=True)])
-        + (0 if previous is None else previous.removed),
+        removed=removed,
+        positions=positions,
+        shift=shift,
         renumber=renumber,
     )
 

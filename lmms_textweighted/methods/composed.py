@@ -5,9 +5,10 @@ the whole picture, as far as it is still there: a method of one stage goes from 
 at 3 K. Shares are shares of the N. A first that states its own count (a preset: `divprune_192+text_weighted`) keeps
 that whatever K is. A mean or a share of the FLOPs is solved for both together.
 
-A plan has one kind of positions. It is the first method's (0, 1, … for all of this package), also for what the second
-leaves; `positions=keep` gives both those that the tokens had. A first whose plan is written down, a preset or a file,
-states it, and its scopes with it: asking for another is an error.
+Each half does with positions what it does alone. The first counts them from 0, as all of this package do; a second
+that keeps them (text weighting, FastV) keeps what its tokens have by then, and one that renumbers (PyramidDrop) counts
+anew. `positions` asks both for one. A first whose plan is written down, a preset or a file, states its own, and its
+scopes with it: asking for another is an error.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Composed(Method):
         keep_scope: str = "image",
         positions: str | None = None,
     ) -> Plan:
-        """As `Method.solve`. Also raises PlanError where a scope or positions are another than the first's plan states.
+        """As `Method.solve`; positions None: each half's own. Also raises PlanError where a scope or positions are
+        another than the first's plan states.
 
         A scope that is everyone's default counts as not stated and not asked for.
         """
@@ -84,7 +86,14 @@ class Composed(Method):
                 if default not in (value, stated) and value != stated:
                     raise PlanError(f"{name} is {value!r}, but {self.first.name} states {stated!r}: leave it out")
                 asked[name] = stated if value == default else value
-        return super().solve(budget, geometry, pruning_layer=pruning_layer, **asked)
+        plan = super().solve(budget, geometry, pruning_layer=pruning_layer, **asked)
+        own = self.second.default_positions
+        if positions is not None or own == plan.positions:
+            return plan
+        before, *inside = plan.stages
+        return dataclasses.replace(
+            plan, stages=(before, *(dataclasses.replace(stage, positions=own) for stage in inside))
+        )
 
     def stages(self, layer: int, keep_tokens: int | None, keep_ratio: float | None) -> tuple[Stage, ...]:
         (before,) = self._first(keep_tokens, keep_ratio)

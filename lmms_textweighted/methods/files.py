@@ -43,6 +43,7 @@ class StageText(_Strict):
     keep_of: Literal["current", "original"] = "current"
     grid: Literal["per_crop", "over_all"] | None = None
     newlines: Literal["eligible", "keep", "drop"] | None = None
+    positions: Literal["keep", "renumber"] | None = None
 
 
 class PictureText(_Strict):
@@ -125,7 +126,7 @@ def read_plan(path: str | Path, scorers: Mapping[str, Scorer], taken: Collection
     # A field that most files lack leaves the digests of those as they were.
     acts = written.model_dump(mode="json", exclude=None if written.picture else {"picture"})
     for stage in acts["stages"]:
-        for name in ("grid", "newlines"):
+        for name in ("grid", "newlines", "positions"):
             if stage[name] is None:
                 del stage[name]
     return FilePlan(written.name, written.name, written.source, plan, _digest(acts))
@@ -139,7 +140,7 @@ def plan_text(plan: Plan, scorers: Mapping[str, Scorer], *, name: str, source: s
         data = {"scorer": known, "options": options, "layer": stage.layer, "score_layer": stage.score_layer}
         data |= {"keep_tokens": stage.keep_tokens, "keep_ratio": stage.keep_ratio}
         data |= {"keep_of": None if stage.keep_of == "current" else stage.keep_of}
-        data |= {"grid": stage.grid, "newlines": stage.newlines}
+        data |= {"grid": stage.grid, "newlines": stage.newlines, "positions": stage.positions}
         stages.append({key: value for key, value in data.items() if value not in (None, {})})
     whole: dict[str, Any] = {"name": name, "source": source, "stages": stages}
     whole |= {"text_scope": plan.text_scope, "keep_scope": plan.keep_scope, "positions": plan.positions}
@@ -196,6 +197,7 @@ def _stage(stage: StageText, scorers: Mapping[str, Scorer]) -> Stage:
         stage.keep_of,
         stage.grid,
         stage.newlines,
+        stage.positions,
     )
 
 

@@ -77,9 +77,16 @@ def entry_of(method: Method, presets: Sequence[Preset] = ()) -> Entry:
         year=year.group() if year else "",
         leaves_after=tuple(stage.layer for stage in plan.stages) or ((EMBEDDINGS,) if plan.picture else ()),
         text_guided=method.is_text_guided,
-        positions=plan.positions if plan.stages or plan.picture else "",
+        positions=_positions(plan),
         presets=tuple(preset.name for preset in presets if preset.of == method.name),
     )
+
+
+def _positions(plan: Plan) -> str:
+    """Each once, in the order of the stages."""
+    if not plan.stages:
+        return plan.positions if plan.picture else ""
+    return ", then ".join(dict.fromkeys(plan.positions_of(stage) for stage in plan.stages))
 
 
 def preset_entry(preset: Preset) -> PresetEntry:
