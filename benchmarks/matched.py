@@ -14,9 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import matplotlib
 import numpy as np
 import typer
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
@@ -24,7 +26,6 @@ from rich.console import Console
 from lmms_textweighted.compare.runs import read_json, read_lines
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.names import OWN_LAYERS
-from lmms_textweighted.experiment.styles import styles
 from lmms_textweighted.methods import label_of
 from lmms_textweighted.statistics import holm, mcnemar_exact, mean_interval
 
@@ -40,7 +41,10 @@ PANELS = {
     (OWN, CHOSEN): "in it; the best of layers 0, 1, 2 at each budget",
     (BOTH,): "both",
 }
-SIZE = (7.6, 5.2)
+SIZE = (6.4, 6.0)
+# Ten colours and seven markers: no two lines of a panel have both alike.
+COLORS = [to_hex(color) for color in matplotlib.colormaps["tab10"].colors]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -145,30 +149,27 @@ def _cell(point: Point, mark: str) -> str:
 
 
 def draw(points: Sequence[Point], title: str) -> Figure:
-    """A panel for each kind of place; in each one the reference and what is best elsewhere, in grey and in black."""
+    """A panel for each kind of place: each method at its best layer, the reference, and the best of all in grey."""
     figure = Figure(figsize=(SIZE[0] * len(PANELS), SIZE[1]), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
-    look = styles(sorted({point.strategy for point in points}))
+    budgets = sorted({point.budget for point in points}, reverse=True)
     best = _best(points)
     for axes, (places, name) in zip(panels, PANELS.items(), strict=True):
-        lines: dict[str, dict[float, Point]] = {}
-        for point in points:
-            if point.place in places or point.strategy == REFERENCE:
-                line = lines.setdefault(point.strategy, {})
-                if point.budget not in line or line[point.budget].accuracy < point.accuracy:
-                    line[point.budget] = point
-        axes.plot(*_xy(best), color="black", linewidth=5, alpha=0.12, label="best of all")
+        shown = {point.strategy for point in points if point.place in places} | {REFERENCE}
+        axes.plot(*_xy(best, budgets), color="black", linewidth=6, alpha=0.12, label="best of all")
         ends = []
-        for strategy, line in lines.items():
-            x, y = _xy(line.values())
-            color, marker = look[strategy]
-            plain = strategy == REFERENCE
-            style = {"color": "#777777", "linestyle": "--"} if plain else {"color": color, "marker": marker}
-            axes.plot(x, y, linewidth=1.2, markersize=5, **style)
-            ends.append((x[-1], y[-1], f"{label_of(strategy)}  {y[-1]:.0%}", style["color"]))
-        _name(axes, ends)
+        for number, strategy in enumerate(sorted(shown - {REFERENCE})):
+            line = _best([point for point in points if point.strategy == strategy])
+            x, y = _xy(line, budgets)
+            color = COLORS[number % len(COLORS)]
+            axes.plot(x, y, linewidth=1.3, markersize=5, color=color, marker=MARKERS[number % len(MARKERS)])
+            ends.append((x[-1], y[-1], _short(strategy), color))
+        x, y = _xy(_best([point for point in points if point.strategy == REFERENCE]), budgets)
+        axes.plot(x, y, linewidth=1.3, color="black", linestyle="--")
+        ends.append((x[-1], y[-1], "random, before", "black"))
+        _name(axes, ends, len(budgets))
+        axes.set_xticks(range(len(budgets)), [f"{budget:.0%}" for budget in budgets])
         axes.set(title=name, xlabel="prefill FLOPs of the decoder against unpruned")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("accuracy")
@@ -177,7 +178,13 @@ def draw(points: Sequence[Point], title: str) -> Figure:
     return figure
 
 
+def _short(strategy: str) -> str:
+    name = label_of(strategy).removesuffix(" before the model")
+    return name.replace(", then text-weighted,", " +").replace("text-weighted, ", "weighted, ")
+
+
 def _best(points: Sequence[Point]) -> list[Point]:
+    """At each budget the one with the highest accuracy."""
     found: dict[float, Point] = {}
     for point in points:
         if point.budget not in found or found[point.budget].accuracy < point.accuracy:
@@ -185,18 +192,18 @@ def _best(points: Sequence[Point]) -> list[Point]:
     return list(found.values())
 
 
-def _xy(points: Any) -> tuple[list[float], list[float]]:
+def _xy(points: Sequence[Point], budgets: Sequence[float]) -> tuple[list[int], list[float]]:
     ordered = sorted(points, key=lambda point: -point.budget)
-    return [point.budget for point in ordered], [point.accuracy for point in ordered]
+    return [budgets.index(point.budget) for point in ordered], [point.accuracy for point in ordered]
 
 
-def _name(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Each line's name at the right, as near to its end as the others' names let it be."""
-    axes.set_xlim(0.63, -0.12)
-    low, high = 0.26, 1.02
+def _name(axes: Axes, ends: Sequence[tuple[float, float, str, str]], budgets: int) -> None:
+    """Each line's name and last accuracy at the right, as near to its end as the others' names let it be."""
+    low, high, left = 0.26, 1.02, budgets - 0.6
+    axes.set_xlim(-0.2, budgets + 2.5)
     axes.set_ylim(low, high)
     ordered = sorted(ends, key=lambda end: -end[1])
-    gap = min(0.031, (high - low) / max(1, len(ordered)))
+    gap = min(0.034, (high - low) / max(1, len(ordered)))
     places = [min(high - 0.02, end[1]) for end in ordered]
     for _ in range(200):  # neighbours that are too near push each other away
         for upper, lower in pairwise(range(len(places))):
@@ -205,9 +212,8 @@ def _name(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
                 places[upper] = min(high - 0.015, places[upper] + lacking / 2)
                 places[lower] = max(low + 0.015, places[lower] - lacking / 2)
     for place, (x, y, text, color) in zip(places, ordered, strict=True):
-        axes.plot([x - 0.004, 0.115], [y, place], color=color, linewidth=0.5, alpha=0.6)
-        axes.text(0.11, place, text, color=color, fontsize=8.5, va="center")
-    axes.set_xticks([0.6, 0.45, 0.3, 0.2, 0.15])
+        axes.plot([x + 0.05, left - 0.05], [y, place], color=color, linewidth=0.5, alpha=0.6)
+        axes.text(left, place, f"{text}  {y:.0%}", color=color, fontsize=9, va="center")
 
 
 def main(
