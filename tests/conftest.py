@@ -72,6 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Files with slow tests first: those at the end of the alphabet would hold one process while the others wait.
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("nightly")}
+    items.sort(key=lambda item: item.path not in slow)
     if config.getoption("--nightly"):
         return
     skip = pytest.mark.skip(reason="takes too long for `make test`: pytest --nightly, or `make test-slow`")

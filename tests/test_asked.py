@@ -335,7 +335,7 @@ def test_a_script_with_arguments_of_its_own_evaluates(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--num_fewshot", "2"], "num_fewshot is 2"),
+        pytest.param(["--num_fewshot", "2"], "num_fewshot is 2", marks=pytest.mark.nightly),
         pytest.param(
             ["--apply_chat_template"],
             "apply_chat_template: the model writes its own prompts",
@@ -366,7 +366,7 @@ def test_the_command_ends_with_one_line(tmp_path, arguments, words):
     assert "Traceback" not in run.output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampling_acts_where_it_is_asked_for_in_full(tmp_path):
     run = lmms_eval(
         tmp_path, "--model", "llava_textweighted", "--tasks", "shapes_mcq", "--limit", "2",

@@ -201,7 +201,9 @@ def test_a_sweep_that_cannot_be_ends_with_one_line(odd_folder, monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "words"), [ERRORS[0], ERRORS[8]], ids=["tokens", "hub"])
+@pytest.mark.parametrize(
+    ("arguments", "words"), [ERRORS[0], pytest.param(*ERRORS[8], marks=pytest.mark.nightly)], ids=["tokens", "hub"]
+)
 def test_the_real_command_prints_no_traceback(odd_folder, arguments, words):
     done = run("sweep", *arguments, cwd=odd_folder)
     assert done.returncode == 1
@@ -243,7 +245,7 @@ def test_the_sweep_writes_the_published_keys_the_answers_and_the_picture(tmp_pat
         assert len(set(picture.convert("L").getdata())) > 20
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_question_file_is_swept_like_the_task_of_the_same_questions(tmp_path):
     export_questions(tmp_path, 12)
     options = ["--tokens", "576,64,16", "--num-samples", "12", "--strategies", "text_weighted,none"]
@@ -277,7 +279,7 @@ def test_a_question_file_is_swept_like_the_task_of_the_same_questions(tmp_path):
     assert str(tmp_path) not in json.dumps(file)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_left_out_of_a_question_file_stands_in_the_result(tmp_path):
     export_questions(tmp_path, 4)
     (tmp_path / "images" / "1.png").unlink()
@@ -323,8 +325,8 @@ def test_convert_writes_the_other_format_and_a_sweep_runs_on_it_alike(tmp_path):
     ("arguments", "words"),
     [
         (("tiny", "full"), "exists already"),
-        (("./nowhere", "new"), "checkpoint folder './nowhere' does not exist"),
-        (("full", "new"), "is no LLaVA"),
+        pytest.param(("./nowhere", "new"), "checkpoint folder './nowhere' does not exist", marks=pytest.mark.nightly),
+        pytest.param(("full", "new"), "is no LLaVA", marks=pytest.mark.nightly),
     ],
 )
 def test_a_conversion_that_cannot_be_ends_with_one_line_and_leaves_nothing(tmp_path, arguments, words):
@@ -369,6 +371,7 @@ def test_a_finished_result_is_never_overwritten_unasked(tmp_path, monkeypatch, c
     assert written == [".json", ".jsonl", ".jsonl", ".jsonl", ".png"]
 
 
+@pytest.mark.nightly
 def test_a_second_sweep_into_one_folder_is_refused_while_the_first_runs(tmp_path):
     result = tmp_path / "fastv_textweighted_layer2_experiment.json"
     with claimed(result, overwrite=False):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 LIMIT = 8
 
 
+@pytest.mark.nightly
 def test_ours_lmms_evals_own_and_a_sweep_stand_in_one_table(tmp_path):
     common = {
         "tasks": "shapes_mcq", "include_path": str(data_folder("tasks")), "limit": LIMIT, "log_samples": True,

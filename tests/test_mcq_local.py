@@ -254,7 +254,7 @@ def test_a_changed_picture_is_answered_anew(files):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_other_models_run_the_task_and_the_data_may_be_named_in_a_config(files):
     runs = [
         {
@@ -277,7 +277,9 @@ def test_other_models_run_the_task_and_the_data_may_be_named_in_a_config(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [OURS, ("--model", "dummy")], ids=["ours", "dummy"])
+@pytest.mark.parametrize(
+    "model", [OURS, pytest.param(("--model", "dummy"), marks=pytest.mark.nightly)], ids=["ours", "dummy"]
+)
 def test_the_real_command_ends_with_one_line(files, model):
     (files / "images" / "4.png").write_bytes((files / "images" / "4.png").read_bytes()[:200])
     done = lmms_eval(files, *model, "--tasks", "mcq_local", environment=FILES)

@@ -30,7 +30,10 @@ def test_count():
 
 @pytest.mark.parametrize(
     ("arguments", "outcome", "examples"),
-    [((), "2 passed, 1 skipped", 100), (("--nightly",), "1 failed, 2 passed", 1000)],
+    [
+        ((), "2 passed, 1 skipped", 100),
+        pytest.param(("--nightly",), "1 failed, 2 passed", 1000, marks=pytest.mark.nightly),
+    ],
     ids=["make test", "make test-slow"],
 )
 def test_the_option_runs_what_is_too_long_and_ten_times_the_examples(tmp_path, arguments, outcome, examples):

@@ -177,7 +177,7 @@ def test_every_task_of_ours_says_the_same_under_both_names_of_the_model():
     assert named
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lmms_eval_runs_a_copy_under_our_name(tmp_path):
     write_data(tmp_path, "mmmu_val", load_yaml_config(str(OURS / "mmmu_val_qwen3_vl.yaml")))
     make_checkpoint("qwen3_vl", tmp_path / "qwen3_vl")

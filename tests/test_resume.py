@@ -239,7 +239,7 @@ cli.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_whose_disk_is_full_ends_with_one_line_and_goes_on_later(tmp_path, whole):
     (tmp_path / "limited.py").write_text(_LIMITED)
     failed = run(tmp_path, "limited", *sweep()[1:], environment={"PYTHONDONTWRITEBYTECODE": "1"})

@@ -54,7 +54,7 @@ def test_a_sweep_holds_and_one_with_a_falsified_answer_does_not(swept, tmp_path)
     assert last == "does not hold: 15 answers to 3 of 3 documents, seed 0"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_falsified_score_is_seen_though_its_document_is_not_drawn(swept, tmp_path):
     (number,) = draw(range(3), 0.05, 0)
     assert number != 0

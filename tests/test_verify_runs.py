@@ -53,7 +53,7 @@ def test_a_run_of_two_tasks_holds(evaluated):
     assert done.stdout.splitlines()[-1] == f"holds: {2 * COUNT} answers to {2 * COUNT} of {2 * COUNT} documents, seed 0"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_falsified_answers_budgets_and_scores_are_named(evaluated, tmp_path):
     """Scores are held against the aggregate, so that those of documents that are not drawn are seen, too."""
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)

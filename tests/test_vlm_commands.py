@@ -90,7 +90,7 @@ def held_against_single_answers(result, vlm, documents, **scopes) -> int:
     return len(lines)
 
 
-@each("qwen2_5_vl", "internvl")
+@each("qwen2_5_vl")
 def test_a_sweep_over_a_task_gives_each_points_own_answer(kind, folders, tmp_path, monkeypatch, titles, capsys):
     folder, (limits, tokens) = str(folders(kind)), LIMITS[kind]
     given = [*bounded(kind), "--system-prompt", "Be brief.", "--num-samples", "3", "--tokens", "12,3"]
@@ -155,6 +155,7 @@ def test_regress_measures_single_answers_and_finds_a_changed_one(kind, folders, 
     assert "regression" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_lmms_eval_answers_a_question_file_with_ranks(tmp_path):
     """`mcq_local` asks LLaVA for square pictures; a kind with a preparation of its own keeps that."""
     make_checkpoint("qwen3_vl", tmp_path / "qwen3_vl")
