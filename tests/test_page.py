@@ -236,18 +236,21 @@ def test_the_table_says_what_the_tests_found(page, swept):
 
 
 def test_curves_are_drawn_and_hidden_and_stand_in_a_table(page):
+    from playwright.sync_api import expect  # waits: a curve is drawn, and a table filled, after the press
+
     first = page.locator(".plot").first
-    first.locator(".scatterlayer .trace").first.wait_for()
-    drawn = first.locator(".scatterlayer .trace").count()
+    traces, label = first.locator(".scatterlayer .trace"), re.compile("FastV")
+    traces.first.wait_for()
+    drawn = traces.count()
     chip = page.locator(".chip", has_text="FastV")
     chip.click()
-    assert chip.get_attribute("aria-pressed") == "false"
-    assert first.locator(".scatterlayer .trace").count() == drawn - 2  # the curve and its band
-    assert "FastV" not in first.get_attribute("aria-label")
+    expect(chip).to_have_attribute("aria-pressed", "false")
+    expect(traces).to_have_count(drawn - 2)  # the curve and its band
+    expect(first).not_to_have_attribute("aria-label", label)
     page.get_by_role("combobox", name="Show").first.select_option(label="effective rank")
-    assert "effective rank" in first.get_attribute("aria-label")
+    expect(first).to_have_attribute("aria-label", re.compile("effective rank"))
     page.get_by_text("The numbers as a table").first.click()
-    assert page.locator(".numbers tbody tr").count() == 2 * len(TOKENS) + 1
+    expect(page.locator(".numbers tbody tr")).to_have_count(2 * len(TOKENS) + 1)
 
 
 def test_what_a_stranger_wrote_stays_text(page):
