@@ -202,7 +202,7 @@ def _row(model: Any, decoder: Any, entrance: Entrance, plan: Plan) -> _Row:
         following, image = entrance.following, layout.image[0] >= 0
     else:
         phases, index = shortened.phases(short, entrance.arguments), shortened.index[0]
-        following = entrance.following if shortened.positions is None else short.shape[1]
+        following = entrance.following if shortened.renumbered is None else short.shape[1]
         image = shortened.layout.image[0] >= 0
     return _Row(trace, short[0], tuple(part[0] for part in phases), index, image.nonzero().flatten(), following)
 

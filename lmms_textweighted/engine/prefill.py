@@ -303,8 +303,8 @@ class Prefill:
         device = image.device
         if current is None:
             positions = torch.arange(self.full_length, device=device) - self.layout.starts[row]
-        elif current.positions is not None:
-            positions = current.positions[row].to(device)
+        elif current.renumbered is not None:
+            positions = current.renumbered.positions[row].to(device)
         else:
             positions = current.index[row].to(device) - self.layout.starts[row]
         embeddings = image_embeddings = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,19 @@ from lmms_textweighted.engine.caches import given_cache
 from lmms_textweighted.engine.layout import Layout
 from lmms_textweighted.engine.masks import decoding_mask, prefill_mask
 from lmms_textweighted.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """Rotary positions that are not the prompt's own.
+
+    positions: [B, L]. shift: [B], how many tokens a row had lost when it was renumbered, which a decoding step's
+    position loses, too. phases: (hidden states, positions) -> rotary phases, the decoder's own.
+    """
+
+    positions: torch.Tensor
+    shift: torch.Tensor
+    phases: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 @dataclass
@@ -29,11 +42,7 @@ class Shortened:
     even: bool  # every row is present throughout
     position_ids: torch.Tensor
     removed: torch.Tensor  # [B], how many tokens each row has lost
-    # Where this stage or one in front of it renumbers. positions: the rotary ones, [B, L]. shift: [B], how many tokens
-    # a row had lost when it was last renumbered. renumber: (hidden states, positions) -> phases, the decoder's own.
-    positions: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
-    renumber: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+    renumbered: Renumbered | None = None  # where this stage does, or one in front of it
     # (what a layer was given for the whole sequence, what was made of it): kinds of layers may have different phases.
     rotary: list[tuple[Any, tuple[torch.Tensor, ...]]] = field(default_factory=list)
     mask: torch.Tensor | None = None
@@ -50,11 +59,11 @@ class Shortened:
         for known, made in self.rotary:
             if known is given:
                 return made
-        if self.renumber is None or self.positions is None:
+        if self.renumbered is None:
             rows = self.index.shape[0]
             made = tuple(take(part.expand(rows, -1, -1), self.index) for part in given)
         elif not self.rotary:
-            made = tuple(self.renumber(hidden, self.positions))
+            made = tuple(self.renumbered.phases(hidden, self.renumbered.positions))
         else:  # with device_map a layer is given a copy
             first, made = self.rotary[0]
             pairs = zip(given, first, strict=True)
@@ -83,14 +92,15 @@ class Shortened:
 
         Raises PlanError where the model does not tell its layers the step's position.
         """
-        if self.renumber is None or self.shift is None:
+        if self.renumbered is None:
             return
         given = kwargs["position_embeddings"]
         if self._step is None or self._step[0] is not given:
             positions = kwargs.get("position_ids")
             if positions is None:
                 raise PlanError("positions=renumber: this decoder does not tell its layers a step's position")
-            self._step = (given, tuple(self.renumber(hidden, positions - self.shift[:, None])))
+            counted = positions - self.renumbered.shift[:, None]
+            self._step = (given, tuple(self.renumbered.phases(hidden, counted)))
         kwargs["position_embeddings"] = self._step[1]
 
     def own_decoding_mask(self, cached: int, new: int, implementation: str, dtype: torch.dtype) -> torch.Tensor | None:
@@ -141,8 +151,8 @@ def shorten(
     """The tokens `stays` (bool [B, S]) of the sequence `layout`, in order. sizes: what is left of each row's images.
 
     previous: the shortened sequence that `layout` is of; None for the original one. order: int [B, S], for each token
-    that stays the place whose turn it takes; by default its own. renumber: see `Shortened`; given where this stage
-    renumbers: without it what stays has the positions that it had in `previous`.
+    that stays the place whose turn it takes; by default its own. renumber: `Renumbered.phases`, given where this
+    stage renumbers; without it what stays has the positions that it had in `previous`.
     """
     counts = [
         length - sum(old) + sum(new) for length, old, new in zip(layout.lengths, layout.image_sizes, sizes, strict=True)
@@ -156,13 +166,13 @@ def shorten(
     short = layout.select(inner, present, sizes)
     removed = layout.image.new_tensor([old - new for old, new in zip(layout.lengths, counts, strict=True)])
     removed = removed if previous is None else removed + previous.removed
-    positions, shift = None, None
+    renumbered = None if previous is None else previous.renumbered
     if renumber is not None:
         starts = torch.tensor(short.starts, device=inner.device)
         positions = (torch.arange(longest, device=inner.device) - starts[:, None]).clamp(min=0)
-        shift = removed
-    elif previous is not None and previous.positions is not None:
-        positions, shift, renumber = previous.positions.gather(1, inner), previous.shift, previous.renumber
+        renumbered = Renumbered(positions, removed, renumber)
+    elif renumbered is not None:
+        renumbered = replace(renumbered, positions=renumbered.positions.gather(1, inner))
     return Shortened(
         inner=inner,
         index=index,
@@ -171,9 +181,7 @@ def shorten(
         even=min(counts) == longest,
         position_ids=torch.arange(longest, device=inner.device).expand(len(counts), -1),
         removed=removed,
-        positions=positions,
-        shift=shift,
-        renumber=renumber,
+        renumbered=renumbered,
     )
 
 
