@@ -24,13 +24,14 @@ from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 
 from lmms_textweighted.compare.runs import read_json, read_lines
+from lmms_textweighted.engine.layers import EMBEDDINGS
 from lmms_textweighted.errors import InputError
 from lmms_textweighted.experiment.names import OWN_LAYERS
+from lmms_textweighted.experiment.pairs import ALPHA
 from lmms_textweighted.methods import label_of
 from lmms_textweighted.statistics import holm, mcnemar_exact, mean_interval
 
 REFERENCE = "random_pre"
-LEVEL = 0.05
 # Where tokens leave, in the order of the tables, and the picture's panels.
 BEFORE = "Before the language model"
 OWN = "In the language model, at layers of the method's own"
@@ -58,7 +59,6 @@ class Point:
     after: str
     scores: tuple[float, ...]
     kept: float
-    flops: float
 
     @property
     def accuracy(self) -> float:
@@ -81,19 +81,18 @@ def read(path: Path) -> tuple[dict[str, Any], list[Point]]:
         block = data["strategies"][strategy]
         block = block.get(OWN_LAYERS if layer is None else str(layer), block)
         stages = block["plans"][block["tokens"].index(budget)]["stages"]
-        place, after = _place(strategy, layer, [stage["leave_after"] for stage in stages])
-        mean = {name: float(np.mean([line[name] for line in own])) for name in ("kept_tokens", "flops_ratio")}
+        place, after = _place(layer, [stage["leave_after"] for stage in stages])
         scores = tuple(float(line["score"]) for line in own)
-        points.append(Point(strategy, layer, budget, place, after, scores, mean["kept_tokens"], mean["flops_ratio"]))
+        kept = float(np.mean([line["kept_tokens"] for line in own]))
+        points.append(Point(strategy, layer, budget, place, after, scores, kept))
     return data["meta"], points
 
 
-def _place(strategy: str, layer: int | None, leave_after: Sequence[int]) -> tuple[str, str]:
-    after = ", ".join("before 0" if one < 0 else str(one) for one in leave_after) or "the picture"
-    if "+" in strategy or (min(leave_after, default=0) < 0 <= max(leave_after, default=0)):
-        return BOTH, after
-    if min(leave_after, default=-1) < 0:
-        return BEFORE, after
+def _place(layer: int | None, leave_after: Sequence[int]) -> tuple[str, str]:
+    after = ", ".join("before 0" if one == EMBEDDINGS else str(one) for one in leave_after) or "the picture"
+    first, last = (leave_after[0], leave_after[-1]) if leave_after else (EMBEDDINGS, EMBEDDINGS)  # a smaller picture
+    if first == EMBEDDINGS:
+        return (BEFORE if last == EMBEDDINGS else BOTH), after
     return (OWN if layer is None else CHOSEN), after
 
 
@@ -119,7 +118,7 @@ def marks(points: Sequence[Point]) -> dict[Point, str]:
     tested = [point for point in points if point.strategy != REFERENCE and point.budget in reference]
     p_values = holm([mcnemar_exact(point.scores, reference[point.budget].scores) for point in tested])
     return {
-        point: ("↑" if point.accuracy > reference[point.budget].accuracy else "↓") if p < LEVEL else ""
+        point: ("↑" if point.accuracy > reference[point.budget].accuracy else "↓") if p < ALPHA else ""
         for point, p in zip(tested, p_values, strict=True)
     }
 
